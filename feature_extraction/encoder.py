@@ -1,0 +1,151 @@
+"""CONTRACT of an encoder: facts known before any weight is read, then images and texts to vectors.
+
+An encoder yaml's ``_target_`` builds an `EncoderSource` (cheap: facts only); `EncoderSource.load` reads the weights and
+returns an `Encoder`. To add a family: one file in ``encoders/`` with these two classes, one yaml in ``conf/encoder/``.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+Space = Literal["joint", "backbone"]
+"""``joint``: comparable with text. ``backbone``: the image tower before its projection into the joint space."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderSpec:
+    """What is known of an encoder before its weights are read.
+
+    Attributes:
+        name: Used in folder and file names.
+        widths: Width of the embedding in each space the encoder offers.
+        input_px: Side of the square image the network sees; tiles of another size are resized to it.
+        tile_mpp: Micrometres per pixel the network was trained at, None when unknown.
+        mean: Channel means (RGB, of values in 0..1) subtracted before the network.
+        std: Channel standard deviations divided by after that.
+        interpolation: How tiles are resized, ``bicubic`` or ``bilinear``, always antialiased.
+        has_text: Whether there is a text tower, so that ``joint`` means something.
+        context_length: Longest text in tokens, None without a text tower.
+        licence: Licence of the weights, as their source states it.
+        licence_ancestry: Licences of the weights these were derived from.
+        source: Where the weights come from: ``package``, a hub id, or ``local``. Never a path.
+        revision: Revision at the source, empty when it has none.
+    """
+
+    name: str
+    widths: Mapping[str, int]
+    input_px: int
+    tile_mpp: float | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    has_text: bool = True
+    context_length: int | None = None
+    licence: str = "unknown"
+    licence_ancestry: tuple[str, ...] = ()
+    source: str = "local"
+    revision: str = ""
+
+    def transform(self) -> dict[str, object]:
+        """The preprocessing as plain data, for the feature file and its fingerprint."""
+        return {
+            "input_px": self.input_px,
+            "interpolation": self.interpolation,
+            "antialias": True,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+class Encoder(ABC):
+    """Loaded weights: tiles to vectors, texts to vectors of the same space.
+
+    Attributes:
+        spec: The facts.
+        fingerprint: SHA-256 over the weight tensors of both towers (`fingerprint_of`).
+        logit_scale: Natural logarithm of the factor on the cosine, as the weights store it.
+        logit_bias: Added to the scaled cosine (sigmoid models), 0 where there is none.
+    """
+
+    spec: EncoderSpec
+    fingerprint: str
+    logit_scale: float
+    logit_bias: float
+
+    @abstractmethod
+    def embed_tiles(
+        self, tiles: UInt8[Tensor, "tile 3 height width"], spaces: Sequence[Space]
+    ) -> dict[str, Float[Tensor, "tile dim"]]:
+        """Embed RGB tiles; ``joint`` rows have unit length, ``backbone`` rows are as the network made them.
+
+        Returns:
+            float32 on the CPU, one entry for each of ``spaces``.
+        """
+
+    @abstractmethod
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "text dim"]:
+        """Embed texts into the joint space, unit length, float32 on the CPU.
+
+        A text's vector depends on its own words only: not on its neighbours, not on padding.
+
+        Raises:
+            MismatchError: The encoder has no text tower.
+        """
+
+    @abstractmethod
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Length of each text in tokens before any cut, to compare with ``spec.context_length``."""
+
+
+class EncoderSource(ABC):
+    """What an encoder yaml describes: its facts at once, its weights on demand."""
+
+    @property
+    @abstractmethod
+    def spec(self) -> EncoderSpec:
+        """The facts, read without touching a weight.
+
+        Raises:
+            InputError: The weights folder is missing or of another family.
+        """
+
+    @abstractmethod
+    def load(self, device: torch.device) -> Encoder:
+        """Read the weights onto ``device``, in float32 and evaluation mode.
+
+        Raises:
+            InputError: The weights are missing, damaged, or do not fit the family.
+        """
+
+
+def to_network_input(
+    tiles: UInt8[Tensor, "tile 3 height width"], spec: EncoderSpec
+) -> Float[Tensor, "tile 3 side side"]:
+    """Resize (antialiased) and normalise tiles on the device they are on."""
+    pixels = tiles
+    if tiles.shape[-2:] != (spec.input_px, spec.input_px):
+        size = (spec.input_px, spec.input_px)
+        pixels = torch.nn.functional.interpolate(tiles, size=size, mode=spec.interpolation, antialias=True)
+    mean = torch.tensor(spec.mean, device=tiles.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(spec.std, device=tiles.device).view(1, 3, 1, 1) * 255
+    return (pixels.float() - mean) / std
+
+
+def fingerprint_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Hex SHA-256 over weight tensors: names, shapes and float32 values, in the order of their names.
+
+    Values are compared as float32, so that the same weights stored in half precision have the same fingerprint.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        values = np.ascontiguousarray(tensor.detach().to("cpu", torch.float32).numpy())
+        digest.update(f"{name}{list(values.shape)}".encode())
+        digest.update(values.data)
+    return digest.hexdigest()

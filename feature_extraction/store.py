@@ -1,0 +1,309 @@
+"""The feature file: one slide's embeddings in HDF5, sealed, checked and memory-mapped.
+
+The layout uses the names that other tools' readers look for (``features``, ``coords`` and their attributes) and adds
+what they ignore. Features lie contiguous, so that a bag is a memory map and not a decompression.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import h5py
+import numpy as np
+from jaxtyping import Float32, Int64, Shaped, UInt64
+
+from feature_extraction.errors import DamagedFileError
+from feature_extraction.files import as_record, publish
+
+SCHEMA_VERSION = 1
+BLOCK_BYTES = 1 << 20
+"""Each checksum covers about this many bytes of features, whole rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureHeader:
+    """Everything a feature file says about itself beside its rows. Field names are the HDF5 attributes' names.
+
+    Attributes:
+        slide_id: The slide.
+        slide_fingerprint: Of the slide file the tiles were read from.
+        encoder: Name of the encoder.
+        encoder_fingerprint: SHA-256 of its weight tensors.
+        extraction_fingerprint: SHA-256 of everything that determines the rows but the slide.
+        space: Space of ``features``: ``joint`` or ``backbone``.
+        normalized: Whether rows of ``features`` have unit length.
+        logit_scale: Natural logarithm of the encoder's factor on the cosine.
+        logit_bias: Added to the scaled cosine.
+        licence: Of the encoder's weights.
+        licence_ancestry: JSON list, licences of what they were derived from.
+        slide_mpp_x: µm per level-0 pixel along x.
+        slide_mpp_y: µm per level-0 pixel along y.
+        mpp_source: Where that came from.
+        tile_mpp: µm per tile pixel.
+        tile_size_px: Side of a tile in its own pixels.
+        tile_size_lv0: JSON [width, height] of a tile in level-0 pixels.
+        step_lv0: JSON [x, y] from one tile to the next in level-0 pixels.
+        read_level: Pyramid level the tiles were read from.
+        level0_width: Level-0 pixels.
+        level0_height: Level-0 pixels.
+        bounds_lv0: JSON [x, y, width, height] of the scanned area.
+        objective_power: As the slide says, 0 when it does not.
+        transform: JSON, how a tile became the network's input.
+        tissue: JSON, how tissue was found.
+        precision: Arithmetic of the encoder.
+        reader: What decoded the pixels.
+        created_with: Program and version.
+    """
+
+    slide_id: str
+    slide_fingerprint: str
+    encoder: str
+    encoder_fingerprint: str
+    extraction_fingerprint: str
+    space: str
+    normalized: bool
+    logit_scale: float
+    logit_bias: float
+    licence: str
+    licence_ancestry: str
+    slide_mpp_x: float
+    slide_mpp_y: float
+    mpp_source: str
+    tile_mpp: float
+    tile_size_px: int
+    tile_size_lv0: str
+    step_lv0: str
+    read_level: int
+    level0_width: int
+    level0_height: int
+    bounds_lv0: str
+    objective_power: float
+    transform: str
+    tissue: str
+    precision: str
+    reader: str
+    created_with: str
+
+    def size_lv0(self) -> tuple[float, float]:
+        """Width and height of a tile in level-0 pixels."""
+        width, height = json.loads(self.tile_size_lv0)
+        return float(width), float(height)
+
+    def tile_step_lv0(self) -> tuple[float, float]:
+        """From one tile to the next along x and y, in level-0 pixels."""
+        x, y = json.loads(self.step_lv0)
+        return float(x), float(y)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureRows:
+    """The rows of one slide, ordered by y and then x.
+
+    Attributes:
+        spaces: Embeddings by space; the first is the primary one.
+        coords_lv0: Top-left corner of each tile.
+        tissue_fraction: Share of each tile that is tissue.
+        failed_coords_lv0: Tiles that could not be read and were allowed to be left out.
+    """
+
+    spaces: Mapping[str, Shaped[np.ndarray, "tile dim"]]
+    coords_lv0: Int64[np.ndarray, "tile 2"]
+    tissue_fraction: Float32[np.ndarray, " tile"]
+    failed_coords_lv0: Int64[np.ndarray, "bad 2"]
+
+
+def write_features(path: Path, header: FeatureHeader, rows: FeatureRows) -> None:
+    """Build the HDF5 image in memory, then publish it.
+
+    h5py on a full disk first raises and then crashes the process; our own write of finished bytes fails cleanly.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written; nothing is left under the name.
+    """
+    with h5py.File("image", "w", driver="core", backing_store=False) as file:
+        _fill(file, header, rows)
+        file.flush()
+        image = file.id.get_file_image()
+    publish(path, image)
+
+
+def _fill(file: h5py.File, header: FeatureHeader, rows: FeatureRows) -> None:
+    (primary, features), *others = rows.spaces.items()
+    if primary != header.space:
+        raise ValueError(f"the first space is {primary}, the header says {header.space}")
+    dataset = file.create_dataset("features", data=features)
+    dataset.attrs.update({"name": "features", "savetodir": "", "encoder": header.encoder})
+    dataset.attrs.update({"space": primary, "normalized": header.normalized})
+    for space, values in others:
+        file.create_dataset(f"features_{space}", data=values).attrs.update({"space": space, "normalized": False})
+    coords = file.create_dataset("coords", data=rows.coords_lv0)
+    coords.attrs.update(_reader_attributes(header))
+    file.create_dataset("tissue_fraction", data=rows.tissue_fraction)
+    if len(rows.failed_coords_lv0):
+        file.create_dataset("failed_coords", data=rows.failed_coords_lv0)
+    file.create_dataset("checksums", data=checksums(features, rows.coords_lv0))
+    for name, value in asdict(header).items():
+        file.attrs[name] = value
+    file.attrs["schema_version"] = SCHEMA_VERSION
+    file.attrs["n_failed"] = len(rows.failed_coords_lv0)
+    file.attrs["content_sha256"] = content_sha256(features, rows.coords_lv0)
+    file.attrs["complete"] = True
+
+
+def _reader_attributes(header: FeatureHeader) -> dict[str, object]:
+    """The nine attributes that TRIDENT's reader of coordinates expects; the truth is in the mpp attributes."""
+    width, _ = header.size_lv0()
+    step, _ = header.tile_step_lv0()
+    return {
+        "patch_size": header.tile_size_px,
+        "patch_size_level0": round(width),
+        "level0_magnification": round(10 / header.slide_mpp_x),
+        "target_magnification": round(10 / header.tile_mpp),
+        "overlap": round((width - step) * header.tile_size_px / width),
+        "name": header.slide_id,
+        "savetodir": "",
+        "level0_width": header.level0_width,
+        "level0_height": header.level0_height,
+    }
+
+
+class FeatureFile:
+    """A feature file opened for reading: header at once, rows as a memory map, each block checked on first touch.
+
+    Args:
+        path: A ``.h5`` file written by `write_features`.
+
+    Raises:
+        DamagedFileError: Not HDF5, not sealed, or an attribute is missing.
+        OSError: The file cannot be opened at all.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _open(path) as file:
+            self.header = _read_header(file, path)
+            self.content_sha256 = str(file.attrs["content_sha256"])
+            features = _dataset(file, "features", path)
+            self.shape: tuple[int, int] = (features.shape[0], features.shape[1])
+            self.dtype: np.dtype = features.dtype
+            self._offset: int | None = features.id.get_offset()
+            self.coords_lv0: Int64[np.ndarray, "tile 2"] = _dataset(file, "coords", path)[:]
+            self.tissue_fraction: Float32[np.ndarray, " tile"] = _dataset(file, "tissue_fraction", path)[:]
+            self.failed_coords_lv0: Int64[np.ndarray, "bad 2"] = (
+                _dataset(file, "failed_coords", path)[:] if "failed_coords" in file else np.empty((0, 2), np.int64)
+            )
+            self._checksums: UInt64[np.ndarray, " block"] = _dataset(file, "checksums", path)[:]
+        self._checked = False
+
+    def features(self) -> Shaped[np.ndarray, "tile dim"]:
+        """The primary embeddings as a read-only memory map.
+
+        Raises:
+            DamagedFileError: A block differs from its checksum (checked the first time this object is asked).
+        """
+        if self._offset is None:
+            return np.empty(self.shape, self.dtype)
+        rows = np.memmap(self.path, dtype=self.dtype, mode="r", offset=self._offset, shape=self.shape)
+        if not self._checked:
+            self._compare(rows)
+            self._checked = True
+        return rows
+
+    def features_of(self, space: str) -> Shaped[np.ndarray, "tile dim"]:
+        """The embeddings of ``space``, primary or second, in memory.
+
+        Raises:
+            DamagedFileError: The file does not hold that space.
+        """
+        if space == self.header.space:
+            return self.features()
+        with _open(self.path) as file:
+            return _dataset(file, f"features_{space}", self.path)[:]
+
+    def _compare(self, rows: Shaped[np.ndarray, "tile dim"]) -> None:
+        found = checksums(rows, self.coords_lv0)
+        if not np.array_equal(found, self._checksums):
+            raise DamagedFileError(
+                f"{self.path.name}: its bytes differ from its checksums; delete the file and extract the slide again"
+            )
+
+
+def check_features(path: Path, *, extraction_fingerprint: str, slide_fingerprint: str | None = None) -> FeatureFile:
+    """Open a feature file and check that it is whole and made by exactly this configuration from this slide.
+
+    Args:
+        path: The file.
+        extraction_fingerprint: The expected configuration.
+        slide_fingerprint: The expected slide, None when the slide is not at hand.
+
+    Raises:
+        DamagedFileError: It is not; the message says what was expected.
+        OSError: There is no such file.
+    """
+    file = FeatureFile(path)
+    if file.header.extraction_fingerprint != extraction_fingerprint:
+        raise DamagedFileError(f"{path.name}: made by another configuration ({file.header.extraction_fingerprint[:8]})")
+    if slide_fingerprint is not None and file.header.slide_fingerprint != slide_fingerprint:
+        raise DamagedFileError(f"{path.name}: made from another version of the slide file")
+    rows = file.features()
+    if rows.size and not np.isfinite(rows).all():
+        raise DamagedFileError(f"{path.name}: holds values that are not finite; extract the slide again")
+    return file
+
+
+def checksums(
+    features: Shaped[np.ndarray, "tile dim"], coords_lv0: Int64[np.ndarray, "tile 2"]
+) -> UInt64[np.ndarray, " block"]:
+    """One 64-bit checksum for each block of whole rows of about 1 MiB, and a last one for the coordinates."""
+    row_bytes = max(1, features.shape[1] * features.dtype.itemsize)
+    rows_a_block = max(1, BLOCK_BYTES // row_bytes)
+    blocks = [features[start : start + rows_a_block] for start in range(0, len(features), rows_a_block)]
+    return np.array([_checksum(block) for block in [*blocks, coords_lv0]], dtype=np.uint64)
+
+
+def content_sha256(features: Shaped[np.ndarray, "tile dim"], coords_lv0: Int64[np.ndarray, "tile 2"]) -> str:
+    """Hex SHA-256 over features and coordinates: the name of a bag's content."""
+    digest = hashlib.sha256(np.ascontiguousarray(features).data)
+    digest.update(np.ascontiguousarray(coords_lv0).data)
+    return digest.hexdigest()
+
+
+def _checksum(values: Shaped[np.ndarray, "..."]) -> int:
+    data = np.ascontiguousarray(values).data
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _open(path: Path) -> h5py.File:
+    """Open for reading without HDF5's own lock, which network file systems refuse."""
+    try:
+        return h5py.File(path, "r", locking=False)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DamagedFileError(f"{path.name}: not a whole HDF5 file ({error}); delete it and extract again") from error
+
+
+def _read_header(file: h5py.File, path: Path) -> FeatureHeader:
+    attributes = {name: _plain(value) for name, value in file.attrs.items()}
+    names = [field.name for field in fields(FeatureHeader)]
+    missing = [name for name in [*names, "content_sha256"] if name not in attributes]
+    if missing or not attributes.get("complete"):
+        raise DamagedFileError(
+            f"{path.name}: not a sealed feature file of promptmil (lacks {', '.join(missing) or 'its seal'}); "
+            "features of other tools need `promptmil convert`"
+        )
+    return as_record(FeatureHeader, {name: attributes[name] for name in names}, path.name)
+
+
+def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
+    found = file.get(name)
+    if not isinstance(found, h5py.Dataset):
+        raise DamagedFileError(f"{path.name}: holds no {name}, it has {', '.join(file)}; extract the slide again")
+    return found
+
+
+def _plain(value: object) -> object:
+    """HDF5's scalars as Python's."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,173 @@
+"""The text bank: a prompt set's sentences as vectors in an encoder's joint space."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Float64
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from feature_extraction.encoder import Encoder
+from feature_extraction.errors import DamagedFileError, InputError, MismatchError
+from feature_extraction.files import address, as_record, publish
+from feature_extraction.prompts import PromptRow, PromptSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextBank:
+    """A prompt set in an encoder's joint space.
+
+    Attributes:
+        rows: The sentences.
+        embeddings: Their vectors, unit length, same order.
+        logit_scale: Natural logarithm of the encoder's factor on the cosine.
+        logit_bias: Added to the scaled cosine.
+        prompt_set: Name of the set.
+        prompt_set_sha256: Its content's address.
+        encoder: Name of the encoder.
+        encoder_fingerprint: Of its weights.
+    """
+
+    rows: tuple[PromptRow, ...]
+    embeddings: Float32[np.ndarray, "prompt dim"]
+    logit_scale: float
+    logit_bias: float
+    prompt_set: str
+    prompt_set_sha256: str
+    encoder: str
+    encoder_fingerprint: str
+
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of the prompt set."""
+        return tuple(dict.fromkeys(row.owner for row in self.rows if row.role in ("class", "background")))
+
+    def background(self) -> str | None:
+        """The class that every slide contains, None when the set has none."""
+        return next((row.owner for row in self.rows if row.role == "background"), None)
+
+    def concepts(self) -> tuple[tuple[str, str], ...]:
+        """(class, concept) pairs, in the order of the prompt set."""
+        return tuple(dict.fromkeys((row.class_name, row.owner) for row in self.rows if row.role == "concept"))
+
+    def nontask(self) -> tuple[str, ...]:
+        """Names of the non-task things."""
+        return tuple(dict.fromkeys(row.owner for row in self.rows if row.role == "nontask"))
+
+    def class_vector(self, name: str) -> Float64[np.ndarray, " dim"]:
+        """The re-normalised mean of a class's prompts."""
+        return self._mean(lambda row: row.role in ("class", "background") and row.owner == name)
+
+    def concept_vector(self, class_name: str, concept: str) -> Float64[np.ndarray, " dim"]:
+        """The re-normalised mean of a concept's descriptions."""
+        return self._mean(lambda row: row.role == "concept" and (row.class_name, row.owner) == (class_name, concept))
+
+    def nontask_vector(self, name: str) -> Float64[np.ndarray, " dim"]:
+        """The re-normalised mean of a non-task thing's prompts."""
+        return self._mean(lambda row: row.role == "nontask" and row.owner == name)
+
+    def _mean(self, is_member: Callable[[PromptRow], bool]) -> Float64[np.ndarray, " dim"]:
+        chosen = np.array([is_member(row) for row in self.rows])
+        mean = self.embeddings[chosen].astype(np.float64).mean(axis=0)
+        return mean / np.linalg.norm(mean)
+
+
+def build_bank(prompt_set: PromptSet, encoder: Encoder) -> TextBank:
+    """Embed every sentence of a prompt set.
+
+    Raises:
+        MismatchError: The encoder has no text tower.
+        InputError: A sentence is longer than the text tower's context, and would be cut in silence.
+    """
+    rows = tuple(prompt_set.rows())
+    texts = [row.text for row in rows]
+    if not encoder.spec.has_text:
+        raise MismatchError(f"encoder {encoder.spec.name} has no text tower; choose one that has, to use prompts")
+    limit = encoder.spec.context_length
+    lengths = encoder.count_tokens(texts)
+    too_long = [text for text, length in zip(texts, lengths, strict=True) if limit is not None and length > limit]
+    if too_long:
+        raise InputError(
+            f"prompts: longer than the {limit} tokens that {encoder.spec.name} reads: " + " | ".join(too_long)
+        )
+    return TextBank(
+        rows=rows,
+        embeddings=encoder.embed_texts(texts).numpy(),
+        logit_scale=encoder.logit_scale,
+        logit_bias=encoder.logit_bias,
+        prompt_set=prompt_set.name,
+        prompt_set_sha256=prompt_set.sha256(),
+        encoder=encoder.spec.name,
+        encoder_fingerprint=encoder.fingerprint,
+    )
+
+
+def bank_name(bank: TextBank) -> str:
+    """``<prompt set>-<encoder>-<hash8>.safetensors``."""
+    content = address({"prompts": bank.prompt_set_sha256, "encoder": bank.encoder_fingerprint})
+    return f"{bank.prompt_set}-{bank.encoder}-{content[:8]}.safetensors"
+
+
+def write_bank(path: Path, bank: TextBank) -> None:
+    """Publish a bank: vectors and scale as tensors, everything else as JSON in the metadata."""
+    described = {
+        "prompts": [asdict(row) for row in bank.rows],
+        "prompt_set": bank.prompt_set,
+        "prompt_set_sha256": bank.prompt_set_sha256,
+        "encoder": bank.encoder,
+        "encoder_fingerprint": bank.encoder_fingerprint,
+        "space": "joint",
+    }
+    tensors = {
+        "embeddings": np.ascontiguousarray(bank.embeddings, np.float32),
+        "logit_scale": np.array(bank.logit_scale, np.float64),
+        "logit_bias": np.array(bank.logit_bias, np.float64),
+    }
+    publish(path, save(tensors, metadata={"promptmil": json.dumps(described, ensure_ascii=False)}))
+
+
+def read_bank(path: Path) -> TextBank:
+    """Read a bank.
+
+    Raises:
+        InputError: There is no such file.
+        DamagedFileError: It is not a text bank of ours.
+    """
+    if not path.is_file():
+        raise InputError(f"bank={path}: no such file; make it with `promptmil prompts`")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            described = json.loads(file.metadata()["promptmil"])
+            tensors = {name: file.get_tensor(name) for name in ("embeddings", "logit_scale", "logit_bias")}
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"bank={path}: not a text bank of promptmil ({error})") from error
+    return TextBank(
+        rows=tuple(as_record(PromptRow, row, str(path)) for row in described["prompts"]),
+        embeddings=tensors["embeddings"],
+        logit_scale=float(tensors["logit_scale"]),
+        logit_bias=float(tensors["logit_bias"]),
+        prompt_set=described["prompt_set"],
+        prompt_set_sha256=described["prompt_set_sha256"],
+        encoder=described["encoder"],
+        encoder_fingerprint=described["encoder_fingerprint"],
+    )
+
+
+def require_match(bank: TextBank, *, encoder: str, encoder_fingerprint: str, space: str) -> None:
+    """Refuse a bank and features that are not of one space.
+
+    Raises:
+        MismatchError: Other weights, or features outside the joint space. Equal width is no proof.
+    """
+    if bank.encoder_fingerprint != encoder_fingerprint:
+        raise MismatchError(
+            f"the text bank is of encoder {bank.encoder} ({bank.encoder_fingerprint[:8]}), the features of {encoder} "
+            f"({encoder_fingerprint[:8]}): their cosine means nothing; make the bank with the features' encoder"
+        )
+    if space != "joint":
+        raise MismatchError(
+            f"the features are in the {space} space of {encoder}, text is in the joint space; "
+            "extract with space=joint to use text"
+        )

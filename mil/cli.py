@@ -1,0 +1,129 @@
+"""The console command: find the command, let Hydra compose its configuration, turn what happens into an exit code.
+
+Exit codes: 0 everything asked for was done; 1 a bug; 2 bad input or configuration, nothing started; 3 finished,
+but some slides or jobs failed (they are listed); 4 stopped by a signal, run the same line again to go on.
+"""
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+COMMANDS = {
+    "demo": ("mil.commands.demo", "make a small cohort, run every step on it, write report.html"),
+    "doctor": ("mil.commands.doctor", "what works on this machine, and what the asked-for run lacks"),
+    "extract": ("feature_extraction.commands.extract", "slides -> one feature file a slide"),
+    "prompts": ("feature_extraction.commands.prompts", "prompt set -> text bank"),
+    "zeroshot": ("mil.commands.zeroshot", "feature files + text bank -> predictions without training"),
+    "split": ("mil.commands.split", "labels -> patient-disjoint folds"),
+    "train": ("mil.commands.train", "features + bank + split -> run folder; -m sweeps"),
+    "predict": ("mil.commands.predict", "run + features -> predictions"),
+    "summarize": ("mil.commands.summarize", "sweep -> tables with intervals, report.html"),
+    "heatmap": ("mil.commands.heatmap", "run + features -> contributions, PNG, GeoJSON for QuPath"),
+}
+PROMPTS_KEY = "prompts="
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``promptmil <command> [overrides]`` and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        _say(_overview())
+        return 0
+    if words[0] not in COMMANDS:
+        _complain(f"promptmil: unknown command {words[0]!r}; known: {', '.join(COMMANDS)}")
+        return 2
+    return _run(words[0], [_as_plain_key(word) for word in words[1:]])
+
+
+def _run(name: str, overrides: list[str]) -> int:
+    """Hand the command to Hydra. A job never raises, so that one failing cell of a sweep lets the others finish."""
+    import hydra
+    from hydra.errors import HydraException
+
+    from feature_extraction.configuration import conf_folder
+
+    codes: list[int] = []
+
+    def job(config: "DictConfig") -> None:
+        codes.append(_guarded(importlib.import_module(COMMANDS[name][0]).run, config))
+
+    application = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(job)
+    kept, sys.argv = sys.argv, [f"promptmil {name}", *overrides]
+    try:
+        application()
+    except HydraException as error:
+        _complain(f"error: {error}")
+        return 2
+    except SystemExit as exit_request:  # Hydra's way of saying that the configuration does not compose
+        if exit_request.code not in (0, None) and not codes:
+            return 2
+    finally:
+        sys.argv = kept
+    return _worst(codes)
+
+
+def _worst(codes: Sequence[int]) -> int:
+    """One code for a sweep: a signal and a bug outrank; some failed and some done is 3."""
+    failing = [code for code in codes if code]
+    if not failing:
+        return 0
+    for code in (4, 1):
+        if code in failing:
+            return code
+    return failing[0] if len(failing) == len(codes) else 3
+
+
+def _guarded(run: "Callable[[DictConfig], int]", config: "DictConfig") -> int:
+    """Run a command; a message for people instead of a stack where the fault is in the input."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from feature_extraction.errors import PromptmilError
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what we report in our own words
+    try:
+        _require_keys(config)
+        return run(config)
+    except (PromptmilError, OmegaConfBaseException) as error:
+        _complain(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        _complain("stopped; run the same command again to go on")
+        return 4
+    except Exception:
+        logging.getLogger(__name__).exception("a bug in promptmil")
+        return 1
+
+
+def _require_keys(config: "DictConfig") -> None:
+    """Name every mandatory key that is missing, at once."""
+    from omegaconf import OmegaConf
+
+    from feature_extraction.errors import InputError
+
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise InputError(f"needs {', '.join(f'{key}=…' for key in missing)}; see --help")
+
+
+def _as_plain_key(word: str) -> str:
+    """Let ``prompts=`` take a name or a path: Hydra would otherwise look for a group of that name."""
+    return f"prompts.set={word.removeprefix(PROMPTS_KEY)}" if word.startswith(PROMPTS_KEY) else word
+
+
+def _overview() -> str:
+    lines = ["promptmil <command> [key=value …]   (promptmil <command> --help shows the keys)", ""]
+    return "\n".join([*lines, *(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())])
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(text + "\n")
