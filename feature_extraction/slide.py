@@ -197,6 +197,11 @@ class Slide:
         return canvas
 
 
+def library_version() -> str:
+    """Version of the OpenSlide library that reads the slides."""
+    return openslide.__library_version__
+
+
 def shared_cache(n_bytes: int) -> openslide.OpenSlideCache:
     """A cache of decoded tiles that several handles may share."""
     return openslide.OpenSlideCache(n_bytes)

@@ -32,7 +32,7 @@ class TissueRule:
     method: str = "saturation_otsu"
     mpp: float = 8.0
     min_saturation: float = 0.06
-    max_saturation: float = 0.25
+    max_saturation: float = 0.15
     min_brightness: float = 0.12
     min_area_um2: float = 4_000.0
     max_hole_um2: float = 4_000.0

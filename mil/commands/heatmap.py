@@ -1,0 +1,164 @@
+"""`promptmil heatmap`: run + features (+ slides) -> contributions per tile, PNG overview, GeoJSON for QuPath."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+
+from feature_extraction.errors import DamagedFileError, InputError, SlideError
+from feature_extraction.files import publish, publish_json
+from feature_extraction.slide import Slide
+from feature_extraction.slides import read_slide_table
+from feature_extraction.store import FeatureHeader
+from mil.bag import FeatureFolder, load_bags
+from mil.commands import settings
+from mil.contributions import Explanation, auc_against, explain
+from mil.explain import (
+    LoadedRun,
+    load_runs,
+    open_features,
+    require_same_cells,
+    require_stored_prediction,
+    runs_by_slide,
+)
+from mil.heatmap import Backdrop, Caption, overview_png
+from mil.layers import parquet_bytes, regions_geojson, tile_table, tiles_geojson
+from mil.truth import covered_fraction, read_regions
+
+PARTLY_FAILED = 3
+THUMBNAIL_UM = 4.0
+POSITIVE_FRACTION = 0.5
+"""A tile counts as inside a true region when at least this share of it lies there."""
+
+
+def run(config: DictConfig) -> int:
+    """Map every slide asked for; returns the exit code."""
+    console = Console(stderr=True)
+    runs = load_runs(settings.optional_path(config.run), settings.optional_path(config.runs))
+    require_same_cells(runs)
+    features = open_features(Path(config.features), runs)
+    chosen = _chosen(config, runs, features)
+    paths = {} if config.slides is None else {r.slide_id: r.path for r in read_slide_table(Path(config.slides)).records}
+    out = Path(config.out)
+    done: list[dict[str, object]] = []
+    failures: list[str] = []
+    for slide_id, loaded in track(chosen.items(), "maps", console=console, transient=True):
+        try:
+            done.append(_map_slide(slide_id, loaded, features, paths.get(slide_id), config))
+        except (DamagedFileError, SlideError) as error:
+            failures.append(str(error))
+    summary: dict[str, object] = {"command": "heatmap", "maps": len(done), "failures": failures, "slides": done}
+    if config.truth is not None:
+        summary["tile_auc"] = _mean_aucs(done)
+    publish_json(out / "summary.json", summary)
+    console.print(f"{len(done)} maps -> {out}", soft_wrap=True, markup=False)
+    if config.truth is not None:
+        console.print(f"tile AUC against the truth: {json.dumps(summary['tile_auc'])}", soft_wrap=True, markup=False)
+    for line in failures:
+        console.print(f"failed: {line}", soft_wrap=True, markup=False)
+    return PARTLY_FAILED if failures else 0
+
+
+def _chosen(config: DictConfig, runs: list[LoadedRun], features: FeatureFolder) -> dict[str, LoadedRun]:
+    """Each slide with the run that explains it."""
+    if config.run is not None:
+        chosen = dict.fromkeys(features.slide_ids(), runs[0])
+    else:
+        chosen = runs_by_slide(runs)
+    if config.slide_ids is None:
+        return chosen
+    unknown = [slide_id for slide_id in config.slide_ids if slide_id not in chosen]
+    if unknown:
+        raise InputError(f"slide_ids: {', '.join(unknown)} not among the slides of features=… and the runs' test parts")
+    return {slide_id: chosen[slide_id] for slide_id in config.slide_ids}
+
+
+def _map_slide(
+    slide_id: str, loaded: LoadedRun, features: FeatureFolder, path: Path | None, config: DictConfig
+) -> dict[str, object]:
+    """Write the files of one slide; returns its line of the summary."""
+    card = loaded.card
+    bags = load_bags(features, [slide_id], space=card.space, nontask_of=loaded.nontask_bank())
+    if slide_id in bags.unused:
+        raise DamagedFileError(f"slide={slide_id}: {bags.unused[slide_id]}")
+    explanation = explain(loaded.aggregator, loaded.task, bags.bags[slide_id])
+    require_stored_prediction(
+        loaded, slide_id, dict(zip(card.classes, explanation.probabilities.tolist(), strict=True))
+    )
+    label = _label(loaded, slide_id)
+    shown = int(explanation.probabilities.argmax())
+    if card.classes[shown] == card.background:
+        # The background's logit is 0 by definition: the strongest rival says more than an empty map.
+        others = np.where(np.arange(len(card.classes)) == shown, -np.inf, explanation.logits)
+        shown = int(others.argmax())
+    caption = Caption(
+        class_name=card.classes[shown],
+        classes=card.classes,
+        label=label,
+        model=f"{card.aggregator.get('name')} {loaded.folder.name}",
+    )
+    out = Path(config.out)
+    backdrop = _backdrop(slide_id, path, features.open(slide_id).header)
+    publish(out / f"{slide_id}.tiles.parquet", parquet_bytes(tile_table(explanation, card.classes, card.concepts)))
+    publish(out / f"{slide_id}.tiles.geojson.gz", tiles_geojson(explanation, card.classes))
+    publish(
+        out / f"{slide_id}.regions.geojson",
+        regions_geojson(explanation, shown, card.classes[shown], config.region_share),
+    )
+    publish(out / f"{slide_id}.png", overview_png(explanation, shown, backdrop, caption))
+    line: dict[str, object] = {
+        "slide_id": slide_id,
+        "run": loaded.folder.name,
+        "label": label,
+        "shown": card.classes[shown],
+        "layer": "evidence" if explanation.is_sparse else "contribution",
+        "logits": dict(zip(card.classes, explanation.logits.tolist(), strict=True)),
+        "probabilities": dict(zip(card.classes, explanation.probabilities.tolist(), strict=True)),
+    }
+    if config.truth is not None and label and label != card.background:
+        region = read_regions(Path(config.truth) / f"{slide_id}.geojson")
+        line |= _aucs(explanation, card.classes.index(label), region)
+    return line
+
+
+def _aucs(explanation: Explanation, column: int, region: object) -> dict[str, object]:
+    """How well the layers of the true class find the true regions."""
+    bag = explanation.bag
+    is_inside = covered_fraction(region, bag.coords_lv0, bag.size_lv0) >= POSITIVE_FRACTION  # type: ignore[arg-type]
+    return {
+        "auc_evidence": auc_against(explanation.evidence[:, column], is_inside),
+        "auc_contribution": auc_against(explanation.contribution[:, column], is_inside),
+        "auc_attention": auc_against(explanation.attention[:, column], is_inside),
+        "positive_tiles": int(is_inside.sum()),
+        "tiles": len(is_inside),
+    }
+
+
+def _mean_aucs(lines: list[dict[str, object]]) -> dict[str, object]:
+    """Mean over the slides where the AUC is defined."""
+    means: dict[str, object] = {}
+    for name in ("auc_evidence", "auc_contribution", "auc_attention"):
+        values = np.array([line[name] for line in lines if name in line], dtype=float)
+        values = values[np.isfinite(values)]
+        means[name] = round(float(values.mean()), 4) if len(values) else None
+        means["slides"] = len(values)
+    return means
+
+
+def _label(loaded: LoadedRun, slide_id: str) -> str:
+    labels = loaded.predictions.loc[loaded.predictions["slide_id"] == slide_id, "label"]
+    return "" if labels.empty or labels.isna().any() else str(labels.iloc[0])
+
+
+def _backdrop(slide_id: str, path: Path | None, header: FeatureHeader) -> Backdrop:
+    """The slide's thumbnail when the slide is at hand."""
+    x, y, width, height = json.loads(header.bounds_lv0)
+    bounds = (int(x), int(y), int(width), int(height))
+    pixels = None
+    if path is not None:
+        with Slide(slide_id, path) as slide:
+            pixels = slide.thumbnail(bounds, max(1.0, THUMBNAIL_UM / header.slide_mpp_x))
+    return Backdrop(pixels=pixels, bounds_lv0=bounds, slide_mpp=header.slide_mpp_x)

@@ -1,0 +1,57 @@
+"""`promptmil predict`: run + features -> predictions of new slides."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float64
+from omegaconf import DictConfig
+from rich.console import Console
+
+from feature_extraction.files import publish_json, publish_text
+from mil.bag import NO_TISSUE, Bag, load_bags
+from mil.cohort import read_labels
+from mil.commands import settings
+from mil.explain import LoadedRun, load_runs, open_features, require_same_cells
+from mil.fit import logits_of
+
+PARTLY_FAILED = 3
+BAGS_A_BATCH = 8
+
+
+def run(config: DictConfig) -> int:
+    """Predict every slide of a feature folder; returns the exit code."""
+    console = Console(stderr=True)
+    runs = load_runs(settings.optional_path(config.run), settings.optional_path(config.runs))
+    require_same_cells(runs)
+    features = open_features(Path(config.features), runs)
+    bags = load_bags(features, features.slide_ids(), space=runs[0].card.space, nontask_of=runs[0].nontask_bank())
+    slide_ids = list(bags.bags)
+    chosen = list(bags.bags.values())
+    mean = np.mean([_probabilities(run, chosen) for run in runs], axis=0)
+    classes = runs[0].card.classes
+    table = pd.DataFrame({"slide_id": slide_ids, **{f"p_{name}": mean[:, i] for i, name in enumerate(classes)}})
+    table.insert(1, "predicted", [classes[index] for index in mean.argmax(axis=1)])
+    out = Path(config.out)
+    if config.labels is not None:
+        patient_of = {row.slide_id: row.patient_id for row in read_labels(Path(config.labels)).rows}
+        table.insert(1, "patient_id", [patient_of.get(slide_id, slide_id) for slide_id in slide_ids])
+        columns = [f"p_{name}" for name in classes]
+        patients = table.pivot_table(index="patient_id", values=columns, aggfunc="mean")[columns]
+        publish_text(out / "patients.csv", patients.to_csv())
+    publish_text(out / "predictions.csv", table.to_csv(index=False))
+    publish_json(
+        out / "summary.json",
+        {"command": "predict", "runs": [run.folder.name for run in runs], "slides": len(table), "unused": bags.unused},
+    )
+    console.print(f"{len(table)} slides predicted by {len(runs)} run(s) -> {out}", soft_wrap=True, markup=False)
+    for slide_id, reason in bags.unused.items():
+        console.print(f"not used: slide={slide_id} {reason}", soft_wrap=True, markup=False)
+    return PARTLY_FAILED if any(reason != NO_TISSUE for reason in bags.unused.values()) else 0
+
+
+def _probabilities(run: LoadedRun, bags: Sequence[Bag]) -> Float64[np.ndarray, "slide class"]:
+    logits = torch.from_numpy(logits_of(run.aggregator, bags, batch_size=BAGS_A_BATCH))
+    return run.task.probabilities(logits).numpy()

@@ -1,0 +1,30 @@
+"""Composed configuration -> this package's own objects."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from feature_extraction.errors import InputError
+
+
+def plain(config: DictConfig) -> Mapping[str, object]:
+    """A part of the configuration as plain, resolved data."""
+    return cast("dict[str, object]", OmegaConf.to_container(config, resolve=True))
+
+
+def optional_path(value: str | None) -> Path | None:
+    """A path, or None."""
+    return None if value is None else Path(value)
+
+
+def top_j(value: str | int) -> int | str:
+    """A number, or ``auto``.
+
+    Raises:
+        InputError: Neither.
+    """
+    if value == "auto" or isinstance(value, int):
+        return value
+    raise InputError(f"pooling.top_j={value}: expected a whole number or auto")

@@ -1,0 +1,59 @@
+"""`promptmil train`: features + bank + split -> one run folder."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from feature_extraction.files import as_record, publish_json
+from mil.bag import NO_TISSUE
+from mil.cell import TrainRequest
+from mil.commands import settings
+from mil.fit import Training
+from mil.module import Optimization
+from mil.train import train_cell
+
+PARTLY_FAILED = 3
+
+
+def run(config: DictConfig) -> int:
+    """Train one cell; returns the exit code."""
+    request = TrainRequest(
+        features=Path(config.features),
+        bank=settings.optional_path(config.bank),
+        split=Path(config.split),
+        out=Path(config.out),
+        fold=int(config.fold),
+        seed=int(config.seed),
+        space=config.space,
+        filter_nontask=bool(config.filter_nontask),
+        aggregator=settings.plain(config.aggregator),
+        task=settings.plain(config.task),
+        rule=config.pooling.rule,
+        top_j=settings.top_j(config.pooling.top_j),
+        optimization=as_record(Optimization, settings.plain(config.optimizer), "optimizer"),
+        training=as_record(Training, {**settings.plain(config.trainer), "seed": int(config.seed)}, "trainer"),
+    )
+    result = train_cell(request)
+    summary: dict[str, object] = {
+        "command": "train",
+        "run": result.folder.name,
+        "is_new": result.is_new,
+        "metrics": dict(result.metrics),
+        "unused_slides": dict(result.unused),
+    }
+    publish_json(request.out / "summary.json", summary)
+    console = Console(stderr=True)
+    state = "trained" if result.is_new else "was done"
+    test = result.metrics.get("test")
+    figures = f"test {_figures(test)}" if isinstance(test, dict) else ""
+    name = f"{config.aggregator.name} fold {request.fold} seed {request.seed}"
+    console.print(f"{result.folder.name} {name}: {state}; {figures}", soft_wrap=True, markup=False)
+    for slide_id, reason in result.unused.items():
+        console.print(f"not used: slide={slide_id} {reason}", soft_wrap=True, markup=False)
+    return PARTLY_FAILED if any(reason != NO_TISSUE for reason in result.unused.values()) else 0
+
+
+def _figures(metrics: dict[str, object]) -> str:
+    shown = ("balanced_accuracy", "macro_auc", "nll")
+    return ", ".join(f"{name} {value:.3f}" for name in shown if isinstance(value := metrics.get(name), float))

@@ -1,0 +1,63 @@
+"""Bags for Lightning: packed batches, a draw of tiles in training, all tiles in evaluation."""
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mil.bag import Bag, BagBatch, collate
+
+Item = tuple[Float[Tensor, "tile dim"], int, int]
+
+
+class BagDataset(Dataset[Item]):
+    """Bags with their labels.
+
+    Args:
+        bags: In a fixed order.
+        labels: Class index of each.
+        max_tiles: Tiles drawn anew from a larger bag at each visit; None for all.
+        seed: Of the draws.
+    """
+
+    def __init__(self, bags: Sequence[Bag], labels: Sequence[int], *, max_tiles: int | None, seed: int) -> None:
+        self._bags = bags
+        self._labels = labels
+        self._max_tiles = max_tiles
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self._bags)
+
+    def __getitem__(self, row: int) -> Item:
+        tiles = self._bags[row].tensor()
+        if self._max_tiles is not None and len(tiles) > self._max_tiles:
+            drawn = torch.randperm(len(tiles), generator=self._generator)[: self._max_tiles]
+            tiles = tiles[drawn.sort().values]
+        return tiles, self._labels[row], row
+
+
+def train_loader(
+    bags: Sequence[Bag], labels: Sequence[int], *, batch_size: int, max_tiles: int, seed: int
+) -> DataLoader[Item]:
+    """Shuffled batches for training, the same for the same seed."""
+    return DataLoader(
+        BagDataset(bags, labels, max_tiles=max_tiles, seed=seed),
+        batch_size=batch_size,
+        shuffle=True,
+        collate_fn=collate,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def eval_loader(bags: Sequence[Bag], labels: Sequence[int], *, batch_size: int) -> DataLoader[Item]:
+    """Every tile of every bag, in order."""
+    return DataLoader(BagDataset(bags, labels, max_tiles=None, seed=0), batch_size=batch_size, collate_fn=collate)
+
+
+def batches_of(loader: DataLoader[Item]) -> Iterator[BagBatch]:
+    """The loader's batches under their true type."""
+    yield from cast("DataLoader[BagBatch]", loader)

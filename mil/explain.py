@@ -1,0 +1,135 @@
+"""Which run explains which slide, and everything a map of that slide is made of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from feature_extraction.errors import DamagedFileError, InputError, MismatchError
+from feature_extraction.store import FeatureHeader
+from feature_extraction.targets import construct
+from feature_extraction.text_bank import TextBank, read_bank
+from mil.aggregator import Aggregator
+from mil.bag import FeatureFolder
+from mil.checkpoint import BANK, ModelCard, read_model
+from mil.runs import check_run, find_runs
+from mil.task import Task
+
+PREDICTION_TOLERANCE = 1e-4
+"""Stored and recomputed probability of a slide may differ by this much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedRun:
+    """A finished run, ready to predict.
+
+    Attributes:
+        folder: The run folder.
+        aggregator: In evaluation mode.
+        task: Turns logits into probabilities.
+        card: What it was trained for.
+        predictions: Its ``predictions.csv``.
+    """
+
+    folder: Path
+    aggregator: Aggregator
+    task: Task
+    card: ModelCard
+    predictions: pd.DataFrame
+
+    def nontask_bank(self) -> TextBank | None:
+        """The words of the non-task things that this run leaves out, None when it keeps every tile."""
+        return read_bank(self.folder / BANK) if self.card.filter_nontask else None
+
+
+def load_run(folder: Path) -> LoadedRun:
+    """Load a finished run.
+
+    Raises:
+        DamagedFileError: It is not finished, or a file differs from what was written.
+    """
+    check_run(folder)
+    aggregator, card = read_model(folder)
+    return LoadedRun(
+        folder=folder,
+        aggregator=aggregator,
+        task=construct(card.task, kind=Task, packages=("mil",)),
+        card=card,
+        predictions=pd.read_csv(folder / "predictions.csv", dtype={"slide_id": str, "patient_id": str, "label": str}),
+    )
+
+
+def load_runs(run: Path | None, runs: Path | None) -> list[LoadedRun]:
+    """The run, or every trained run of the sweep.
+
+    Raises:
+        InputError: Neither or both are given, or the sweep has no finished run with a model.
+    """
+    if (run is None) == (runs is None):
+        raise InputError("give either run=… (a run folder) or runs=… (a sweep)")
+    if run is not None:
+        return [load_run(run)]
+    if runs is None:
+        return []
+    folders = [found.folder for found in find_runs(runs) if (found.folder / "model.json").is_file()]
+    if not folders:
+        raise InputError(f"runs={runs}: no finished run with a model in it")
+    return [load_run(folder) for folder in folders]
+
+
+def require_same_cells(runs: Sequence[LoadedRun]) -> None:
+    """Refuse a sweep of several methods: their maps must not be mixed.
+
+    Raises:
+        InputError: More than one aggregator.
+    """
+    names = sorted({str(run.card.aggregator.get("name")) for run in runs})
+    if len(names) > 1:
+        raise InputError(
+            f"runs=…: holds several aggregators ({', '.join(names)}); name one with run=… or another folder"
+        )
+
+
+def runs_by_slide(runs: Sequence[LoadedRun]) -> dict[str, LoadedRun]:
+    """Each slide with the run in which it is test, so that no slide is explained by a model that was trained on it."""
+    return {slide_id: run for run in runs for slide_id in run.predictions.query("part == 'test'")["slide_id"].tolist()}
+
+
+def require_fit(card: ModelCard, header: FeatureHeader) -> None:
+    """Refuse features of another encoder or space than the run was trained on.
+
+    Raises:
+        MismatchError: They differ.
+    """
+    if (card.encoder_fingerprint, card.tile_mpp) != (header.encoder_fingerprint, header.tile_mpp):
+        raise MismatchError(
+            f"the run was trained on {card.encoder} ({card.encoder_fingerprint[:8]}) tiles at {card.tile_mpp} µm, features "
+            f"are of {header.encoder} ({header.encoder_fingerprint[:8]}) at {header.tile_mpp}; extract with the same"
+        )
+
+
+def require_stored_prediction(run: LoadedRun, slide_id: str, probabilities: Mapping[str, float]) -> None:
+    """Check a recomputed prediction against the one the run stored, if it stored one for this slide.
+
+    Raises:
+        DamagedFileError: They differ by more than `PREDICTION_TOLERANCE`.
+    """
+    stored = run.predictions[run.predictions["slide_id"] == slide_id]
+    if stored.empty:
+        return
+    gap = max(abs(float(stored.iloc[0][f"p_{name}"]) - value) for name, value in probabilities.items())
+    if not np.isfinite(gap) or gap > PREDICTION_TOLERANCE:
+        raise DamagedFileError(
+            f"slide={slide_id}: the map's prediction differs from the run's by {gap:.2g}; are these the features it was "
+            "trained on?"
+        )
+
+
+def open_features(path: Path, runs: Sequence[LoadedRun]) -> FeatureFolder:
+    """The features, checked against every run."""
+    features = FeatureFolder(path)
+    for run in runs:
+        require_fit(run.card, features.header)
+    return features

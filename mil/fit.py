@@ -1,0 +1,184 @@
+"""Fit an aggregator on one fold: the start is candidate 0, the validation part chooses, the test part is not seen."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import lightning
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from mil.aggregator import Aggregator
+from mil.bag import Bag
+from mil.data import batches_of, eval_loader, train_loader
+from mil.module import MilModule, Optimization
+from mil.parts import Init
+from mil.task import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """How long and how wide.
+
+    Attributes:
+        max_epochs: 0 keeps the start.
+        batch_size: Bags a step.
+        max_tiles: Tiles drawn from a bag in training.
+        accelerator: Lightning's name of it.
+        seed: Of the order of bags and the draws of tiles.
+    """
+
+    max_epochs: int
+    batch_size: int
+    max_tiles: int
+    accelerator: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """Bags with the index of their class.
+
+    Attributes:
+        bags: In a fixed order.
+        labels: Class index of each.
+    """
+
+    bags: Sequence[Bag]
+    labels: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """What training chose.
+
+    Attributes:
+        best_epoch: 0 is the start, before any step.
+        val_losses: Of the start and after each epoch; empty without a validation part.
+        train_losses: Mean of the steps of each epoch.
+    """
+
+    best_epoch: int
+    val_losses: list[float]
+    train_losses: list[float]
+
+
+class KeepBest(lightning.Callback):
+    """Remembers the weights with the lowest validation loss; the start takes part.
+
+    Args:
+        start_loss: Validation loss of the start.
+        start_state: Weights of the start.
+    """
+
+    def __init__(self, start_loss: float, start_state: dict[str, Tensor]) -> None:
+        self.losses = [start_loss]
+        self.best_epoch = 0
+        self.best_state = start_state
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Compare the epoch that ended."""
+        if not isinstance(pl_module, MilModule):
+            raise TypeError(f"expected a MilModule, got {type(pl_module).__name__}")
+        if pl_module.val_loss < min(self.losses):
+            self.best_epoch = len(self.losses)
+            self.best_state = copy.deepcopy(pl_module.aggregator.state_dict())
+        self.losses.append(pl_module.val_loss)
+
+
+class TrainLosses(lightning.Callback):
+    """Mean loss of the steps of each epoch, fetched once an epoch."""
+
+    def __init__(self) -> None:
+        self.epochs: list[float] = []
+        self._steps: list[Tensor] = []
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Keep the step's loss where it is."""
+        if isinstance(outputs, dict):
+            self._steps.append(outputs["loss"].detach())
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Average."""
+        self.epochs.append(float(torch.stack(self._steps).mean()))
+        self._steps.clear()
+
+
+def fit(
+    aggregator: Aggregator,
+    task: Task,
+    *,
+    train: Labelled,
+    val: Labelled,
+    optimization: Optimization,
+    training: Training,
+    init: Init,
+) -> Fitted:
+    """Train in place and leave the chosen weights in the aggregator.
+
+    Without a validation part (few-shot) the epochs are fixed and the last weights stay.
+    """
+    if training.max_epochs == 0:
+        return Fitted(best_epoch=0, val_losses=[], train_losses=[])
+    module = MilModule(aggregator, task, optimization, init)
+    has_val = len(val.bags) > 0
+    best = KeepBest(float("inf"), {})
+    if has_val:
+        start = torch.tensor(logits_of(aggregator, val.bags, batch_size=training.batch_size), dtype=torch.float32)
+        start_loss = float(task.loss(start, torch.tensor(list(val.labels))))
+        best = KeepBest(start_loss, copy.deepcopy(aggregator.state_dict()))
+    losses = TrainLosses()
+    with warnings.catch_warnings():
+        quiet = "does not have many workers|GPU available but not used|LeafSpec"
+        warnings.filterwarnings("ignore", message=f".*({quiet}).*")
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        trainer = lightning.Trainer(
+            max_epochs=training.max_epochs,
+            accelerator=training.accelerator,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            callbacks=[losses, best] if has_val else [losses],
+        )
+        loader = train_loader(
+            train.bags,
+            train.labels,
+            batch_size=training.batch_size,
+            max_tiles=training.max_tiles,
+            seed=training.seed,
+        )
+        aggregator.train()  # the start was evaluated: without this, dropout would stay off
+        val_batches = eval_loader(val.bags, val.labels, batch_size=training.batch_size) if has_val else None
+        trainer.fit(module, loader, val_batches)
+    aggregator.cpu()
+    if has_val:
+        aggregator.load_state_dict(best.best_state)
+    aggregator.eval()
+    return Fitted(
+        best_epoch=best.best_epoch if has_val else training.max_epochs,
+        val_losses=best.losses if has_val else [],
+        train_losses=losses.epochs,
+    )
+
+
+@torch.inference_mode()
+def logits_of(aggregator: Aggregator, bags: Sequence[Bag], *, batch_size: int) -> Float64[np.ndarray, "bag class"]:
+    """Logits of bags, all tiles, in evaluation mode."""
+    aggregator.eval()
+    loader = eval_loader(bags, [0] * len(bags), batch_size=batch_size)
+    rows = [aggregator(batch.tiles, batch.packing).logits for batch in batches_of(loader)]
+    return torch.cat(rows).double().numpy()

@@ -1,0 +1,50 @@
+"""The table of predictions, the same in every command that makes one."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+
+
+class SlideRow(Protocol):
+    """A slide of a cohort or a split."""
+
+    @property
+    def slide_id(self) -> str:
+        """The slide."""
+        ...
+
+    @property
+    def patient_id(self) -> str:
+        """Its patient."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """Its class, empty when unknown."""
+        ...
+
+
+def predictions_table(
+    rows: Sequence[SlideRow],
+    probabilities: Float64[np.ndarray, "slide class"],
+    classes: Sequence[str],
+    *,
+    fold: int | None,
+    part: str,
+) -> pd.DataFrame:
+    """``slide_id, patient_id, fold, part, label, p_<class>…``, one row a slide, in the order given."""
+    table = pd.DataFrame(
+        {
+            "slide_id": [row.slide_id for row in rows],
+            "patient_id": [row.patient_id for row in rows],
+            "fold": "" if fold is None else fold,
+            "part": part,
+            "label": [row.label for row in rows],
+        }
+    )
+    for column, name in enumerate(classes):
+        table[f"p_{name}"] = probabilities[:, column]
+    return table

@@ -1,0 +1,198 @@
+"""Train one cell of a sweep: one aggregator on one fold with one seed, into one run folder named by its content."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from jaxtyping import Float64
+
+from feature_extraction.claims import claim
+from feature_extraction.errors import InputError, MismatchError
+from feature_extraction.files import is_valid, publish_json, publish_text, read_json
+from feature_extraction.targets import construct
+from feature_extraction.text_bank import write_bank
+from mil.aggregator import Aggregator, compose
+from mil.bag import BagSet
+from mil.cell import AUTO, CellInputs, TrainRequest, cell_record, read_inputs
+from mil.checkpoint import BANK, ModelCard, write_model
+from mil.fit import Fitted, Labelled, fit, logits_of
+from mil.metrics import classification_metrics
+from mil.predictions import predictions_table
+from mil.runs import check_run, write_done
+from mil.splits import PARTS, SplitRow
+from mil.task import Task
+from mil.text import order_classes, prototypes, task_concepts
+from mil.zeroshot import choose_top_j, resolve_pooling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What became of a cell.
+
+    Attributes:
+        folder: The run folder.
+        is_new: Whether it was trained now, rather than found done.
+        metrics: Content of ``metrics.json``.
+        unused: Slide id to reason, for slides of the split that could not be used.
+    """
+
+    folder: Path
+    is_new: bool
+    metrics: Mapping[str, object]
+    unused: Mapping[str, str]
+
+
+def train_cell(request: TrainRequest) -> TrainResult:
+    """Train a cell unless it is done; a cell that another process works on is refused.
+
+    Raises:
+        InputError: Inputs that do not belong together, a class missing from the prompts or from a part.
+    """
+    inputs = read_inputs(request)
+    cell = cell_record(request, inputs)
+    folder = request.out / str(cell["cell"])
+    if is_valid(folder, check_run):
+        metrics = read_json(folder / "metrics.json")
+        return TrainResult(folder=folder, is_new=False, metrics=metrics, unused=inputs.bags.unused)
+    with claim(request.out / ".locks" / f"{cell['cell']}.lock") as is_ours:
+        if not is_ours:
+            raise InputError(
+                f"cell {cell['cell']} is being trained by another process; wait for it, or use another out=…"
+            )
+        metrics = _train(request, inputs, cell, folder)
+    return TrainResult(folder=folder, is_new=True, metrics=metrics, unused=inputs.bags.unused)
+
+
+def _train(request: TrainRequest, inputs: CellInputs, cell: dict[str, object], folder: Path) -> dict[str, object]:
+    lightning.seed_everything(request.seed, verbose=False)
+    parts = {part: _usable(inputs, request.fold, part) for part in PARTS}
+    classes = order_classes([row.label for row in inputs.split.rows], inputs.bank)
+    labelled = {part: _labelled(rows, inputs.bags, classes) for part, rows in parts.items()}
+    _require_classes(labelled["train"], classes)
+    card = _card(request, inputs, classes, labelled["val"])
+    has_text = inputs.bank is not None and inputs.space == "joint"
+    text = prototypes(inputs.bank, classes) if inputs.bank is not None and has_text else None
+    aggregator = compose(request.aggregator, card.facts(text))
+    task = construct(request.task, kind=Task, packages=("mil",))
+    task.fit(torch.tensor(list(labelled["train"].labels)), len(classes))
+    fitted = fit(
+        aggregator,
+        task,
+        train=labelled["train"],
+        val=labelled["val"],
+        optimization=request.optimization,
+        training=request.training,
+        init=inputs.init,
+    )
+    batch_size = request.training.batch_size
+    probabilities = {
+        part: _probabilities(aggregator, task, bags, batch_size) for part, bags in labelled.items() if bags.bags
+    }
+    metrics = _metrics(fitted, card, {p: (labelled[p], values) for p, values in probabilities.items()})
+    write_model(folder, aggregator, card)
+    table = pd.concat(
+        [predictions_table(parts[p], values, classes, fold=request.fold, part=p) for p, values in probabilities.items()]
+    )
+    publish_text(folder / "predictions.csv", table.to_csv(index=False))
+    publish_text(folder / "config.yaml", yaml.safe_dump(cell["determined_by"], sort_keys=False, allow_unicode=True))
+    if inputs.bank is not None:
+        write_bank(folder / BANK, inputs.bank)
+    publish_text(folder / "log.csv", _log(fitted))
+    publish_json(folder / "cell.json", cell)
+    publish_json(folder / "metrics.json", metrics)
+    write_done(folder)
+    return metrics
+
+
+def _usable(inputs: CellInputs, fold: int, part: str) -> list[SplitRow]:
+    return [row for row in inputs.split.part(fold, part) if row.slide_id in inputs.bags.bags]
+
+
+def _labelled(rows: list[SplitRow], bags: BagSet, classes: list[str]) -> Labelled:
+    return Labelled(bags=[bags.bags[row.slide_id] for row in rows], labels=[classes.index(row.label) for row in rows])
+
+
+def _require_classes(train: Labelled, classes: list[str]) -> None:
+    missing = [name for index, name in enumerate(classes) if index not in train.labels]
+    if missing:
+        raise InputError(
+            f"no usable slide of class {', '.join(missing)} in the training part; extract the missing slides, or make "
+            "another split"
+        )
+
+
+def _card(request: TrainRequest, inputs: CellInputs, classes: list[str], val: Labelled) -> ModelCard:
+    bank = inputs.bank if inputs.space == "joint" else None
+    background = bank.background() if bank is not None and bank.background() in classes else None
+    pooling = resolve_pooling(request.rule, 1 if request.top_j == AUTO else int(request.top_j), background=background)
+    top_j = pooling.top_j
+    if request.top_j == AUTO:
+        if bank is None or not val.bags:
+            raise InputError(
+                "pooling.top_j=auto chooses on the validation part by the words: needs bank=… and a val part"
+            )
+        top_j = choose_top_j(val.bags, np.array(val.labels), bank, classes, pooling)
+    header = inputs.header
+    return ModelCard(
+        aggregator=dict(request.aggregator),
+        task=dict(request.task),
+        classes=classes,
+        background=background,
+        concepts=[list(pair) for pair in task_concepts(bank, classes)] if bank is not None else [],
+        dim=_width(inputs.bags),
+        space=inputs.space,
+        encoder=header.encoder,
+        encoder_fingerprint=header.encoder_fingerprint,
+        tile_mpp=header.tile_mpp,
+        tile_size_px=header.tile_size_px,
+        logit_scale=header.logit_scale,
+        rule=pooling.rule,
+        top_j=top_j,
+        init=inputs.init,
+        filter_nontask=request.filter_nontask,
+        licence=header.licence,
+        licence_ancestry=header.licence_ancestry,
+    )
+
+
+def _width(bags: BagSet) -> int:
+    widths = {bag.features.shape[1] for bag in bags.bags.values()}
+    if len(widths) != 1:
+        raise MismatchError(f"the bags have widths {sorted(widths)}, expected one; extract them with one configuration")
+    return widths.pop()
+
+
+def _probabilities(
+    aggregator: Aggregator, task: Task, part: Labelled, batch_size: int
+) -> Float64[np.ndarray, "slide class"]:
+    logits = torch.from_numpy(logits_of(aggregator, part.bags, batch_size=batch_size))
+    return task.probabilities(logits).numpy()
+
+
+def _metrics(
+    fitted: Fitted, card: ModelCard, parts: Mapping[str, tuple[Labelled, Float64[np.ndarray, "slide class"]]]
+) -> dict[str, object]:
+    """What the run says of itself; the test part is read here, once."""
+    found: dict[str, object] = {
+        part: classification_metrics(np.array(labelled.labels), probabilities, card.classes)
+        for part, (labelled, probabilities) in parts.items()
+        if part != "train"
+    }
+    return found | {
+        "best_epoch": fitted.best_epoch,
+        "epochs": len(fitted.train_losses),
+        "pooling": {"rule": card.rule, "top_j": card.top_j},
+    }
+
+
+def _log(fitted: Fitted) -> str:
+    """``epoch,train_loss,val_loss``; epoch 0 is the start."""
+    n_epochs = len(fitted.train_losses)
+    table = pd.DataFrame({"epoch": range(n_epochs + 1), "train_loss": [None, *fitted.train_losses]})
+    table["val_loss"] = fitted.val_losses or None
+    return table.to_csv(index=False)

@@ -1,0 +1,86 @@
+"""The slide table: ids are unique and safe, a bad row costs that row."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feature_extraction.errors import InputError
+from feature_extraction.slides import id_defect, read_slide_table
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_folder_gives_stems_and_ignores_what_is_no_slide(tmp_path: Path):
+    touch(tmp_path / "b.svs", tmp_path / "a.tiff", tmp_path / "notes.txt", tmp_path / ".hidden" / "c.svs")
+    assert [record.slide_id for record in read_slide_table(tmp_path).records] == ["a", "b"]
+
+
+def test_stems_that_collide_all_get_their_folders_name(tmp_path: Path):
+    touch(tmp_path / "x" / "s.svs", tmp_path / "y" / "s.svs", tmp_path / "y" / "t.svs")
+    assert sorted(r.slide_id for r in read_slide_table(tmp_path).records) == ["t", "x__s", "y__s"]
+
+
+def test_a_dicom_folder_is_one_slide(tmp_path: Path):
+    touch(tmp_path / "case" / "1.dcm", tmp_path / "case" / "2.dcm")
+    (record,) = read_slide_table(tmp_path).records
+    assert record.slide_id == "case"
+
+
+def test_csv_paths_are_relative_to_the_csv_and_mpp_is_read(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("path,slide_id,mpp,mpp_x,mpp_y\ns/a.svs,A,0.5,,\ns/b.svs,,,0.25,0.26\ns/c.svs,,,,\n")
+    records = read_slide_table(tmp_path / "t.csv").records
+    assert [(r.slide_id, r.mpp) for r in records] == [("A", (0.5, 0.5)), ("b", (0.25, 0.26)), ("c", None)]
+    assert records[0].path == tmp_path / "s" / "a.svs"
+
+
+def test_bad_rows_fail_and_the_others_stay(tmp_path: Path):
+    (tmp_path / "t.csv").write_text(
+        "path,slide_id,mpp\na.svs,A,\nb.svs,../../B,\nc.svs,D,\nd.svs,d,\ne.svs,E,-0.5\nf.svs,F,20x\n"
+    )
+    table = read_slide_table(tmp_path / "t.csv")
+    assert [record.slide_id for record in table.records] == ["A"]
+    assert [(error.slide_id, error.code) for error in table.failures] == [
+        ("'../../B'", "E-id"),
+        ("D", "E-id"),
+        ("d", "E-id"),
+        ("E", "E-mpp"),
+        ("F", "E-mpp"),
+    ]
+    assert "c.svs, d.svs" in str(table.failures[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", "slide\na\n", "needs a column 'path'"),
+        ("empty", None, "no slide in it"),
+        ("none", "", "expected a folder of slides or a .csv"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path: Path, name: str, content: str | None, message: str):
+    path = tmp_path / name
+    if content is None:
+        path.mkdir()
+    elif name.endswith(".csv"):
+        path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_slide_table(path)
+
+
+@given(st.text(max_size=40))
+def test_an_accepted_id_always_names_a_file_inside_its_folder(slide_id: str):
+    if id_defect(slide_id) is None:
+        root = Path("/root_of_outputs")
+        assert (root / f"{slide_id}.h5").parent == root
+        assert len(f"{slide_id}.h5".encode()) <= 255
+
+
+@pytest.mark.parametrize("slide_id", ["A-1", "Präparat Nr 7 – Müller øst", "玻片", "-x", "=1+1", "a.b"])
+def test_ordinary_and_foreign_names_are_accepted(slide_id: str):
+    assert id_defect(slide_id) is None
