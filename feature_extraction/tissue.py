@@ -22,7 +22,7 @@ class TissueRule:
         method: ``saturation_otsu``, or ``none`` to keep every tile.
         mpp: Micrometres per pixel of the thumbnail it is decided on.
         min_saturation: Floor of the threshold (0..1), so that bare glass stays empty.
-        max_saturation: Ceiling of the threshold, so that a pen mark does not hide pale tissue.
+        max_saturation: Ceiling of the threshold, so that dark stain or a pen mark does not hide pale tissue.
         min_brightness: Darker pixels (0..1, brightest channel) are background.
         min_area_um2: Specks below this area are dropped.
         max_hole_um2: Holes below this area are filled.
@@ -32,7 +32,7 @@ class TissueRule:
     method: str = "saturation_otsu"
     mpp: float = 8.0
     min_saturation: float = 0.06
-    max_saturation: float = 0.15
+    max_saturation: float = 0.08
     min_brightness: float = 0.12
     min_area_um2: float = 4_000.0
     max_hole_um2: float = 4_000.0

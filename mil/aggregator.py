@@ -101,6 +101,12 @@ class Aggregator(nn.Module):
             packing=packing,
         )
 
+    def fit_parts(self, tiles: Float[Tensor, "tile dim"]) -> None:
+        """Let every part take its statistics from tiles of the training part."""
+        for module in self.children():
+            if isinstance(module, Part):
+                module.fit(tiles)
+
     def residuals(self) -> Iterator[nn.Parameter]:
         """Parameters whose zero means "as the text says"."""
         for module in self.children():

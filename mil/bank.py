@@ -13,8 +13,8 @@ from mil.parts import Bank, Facts, Prototypes
 class WordBank(Bank):
     """Class and concept rows as the words are, nothing trained; tiles are ranked by the class rows.
 
-    Under the margin rule the background's row is subtracted, ``t_k - t_n``. With ``init=random`` the rows are random unit
-    vectors.
+    Under the margin rule the background's row is subtracted, ``t_k - t_n``. With ``init=random`` the rows are random
+    unit vectors.
 
     Args:
         facts: Given by the composition.

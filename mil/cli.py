@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(name: str, overrides: list[str]) -> int:
     """Hand the command to Hydra. A job never raises, so that one failing cell of a sweep lets the others finish."""
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
     from feature_extraction.configuration import conf_folder
@@ -54,6 +55,7 @@ def _run(name: str, overrides: list[str]) -> int:
 
     application = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(job)
     kept, sys.argv = sys.argv, [f"promptmil {name}", *overrides]
+    GlobalHydra.instance().clear()  # a command may run others: the demo does
     try:
         application()
     except HydraException as error:

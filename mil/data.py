@@ -40,6 +40,12 @@ class BagDataset(Dataset[Item]):
         return tiles, self._labels[row], row
 
 
+def drawn_tiles(bag: Bag, max_tiles: int) -> Float[Tensor, "tile dim"]:
+    """Evenly spaced tiles of a bag, all of a smaller one."""
+    tiles = bag.tensor()
+    return tiles[:: max(1, -(-len(tiles) // max_tiles))]
+
+
 def train_loader(
     bags: Sequence[Bag], labels: Sequence[int], *, batch_size: int, max_tiles: int, seed: int
 ) -> DataLoader[Item]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -48,36 +49,43 @@ class AdapterEmbed(Embed):
         yield from self.out.parameters()
 
 
-class LinearEmbed(Embed):
-    """The classic start: a random linear layer and ReLU, no text.
-
-    Args:
-        facts: Given by the composition.
-        width: Of the output.
-        dropout: On the input and the output.
-    """
-
-    def __init__(self, facts: Facts, *, width: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.width = width
-        # LayerNorm makes the layer see the same scale whether rows are unit length or raw backbone output.
-        self.layers = nn.Sequential(
-            nn.LayerNorm(facts.dim), nn.Dropout(dropout), nn.Linear(facts.dim, width), nn.ReLU(), nn.Dropout(dropout)
-        )
-
-    def forward(self, tiles: Float[Tensor, "tile dim"]) -> Float[Tensor, "tile width"]:
-        """Project."""
-        return self.layers(tiles)
-
-
 class StandardEmbed(Embed):
-    """Rows with mean 0 and variance 1 over their own values, nothing trained: one scale for any space."""
+    """Each feature with mean 0 and variance 1 over the training tiles, nothing trained: one scale for any space."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
 
     def __init__(self, facts: Facts) -> None:
         super().__init__()
         self.width = facts.dim
-        self.norm = nn.LayerNorm(facts.dim, elementwise_affine=False)
+        self.register_buffer("mean", torch.zeros(facts.dim))
+        self.register_buffer("deviation", torch.ones(facts.dim))
+
+    @torch.no_grad()
+    def fit(self, tiles: Float[Tensor, "tile dim"]) -> None:
+        """Mean and standard deviation of each feature."""
+        self.mean.copy_(tiles.mean(dim=0))
+        self.deviation.copy_(tiles.std(dim=0, correction=0).clamp(min=1e-6))
 
     def forward(self, tiles: Float[Tensor, "tile dim"]) -> Float[Tensor, "tile width"]:
-        """Standardise each row."""
-        return self.norm(tiles)
+        """Standardise."""
+        return (tiles - self.mean) / self.deviation
+
+
+class LinearEmbed(StandardEmbed):
+    """The classic start: standardise, then a random linear layer and ReLU, no text.
+
+    Args:
+        facts: Given by the composition.
+        width: Of the output.
+        dropout: On the output.
+    """
+
+    def __init__(self, facts: Facts, *, width: int, dropout: float = 0.0) -> None:
+        super().__init__(facts)
+        self.width = width
+        self.layers = nn.Sequential(nn.Linear(facts.dim, width), nn.ReLU(), nn.Dropout(dropout))
+
+    def forward(self, tiles: Float[Tensor, "tile dim"]) -> Float[Tensor, "tile width"]:
+        """Standardise and project."""
+        return self.layers(super().forward(tiles))

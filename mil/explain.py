@@ -105,8 +105,8 @@ def require_fit(card: ModelCard, header: FeatureHeader) -> None:
     """
     if (card.encoder_fingerprint, card.tile_mpp) != (header.encoder_fingerprint, header.tile_mpp):
         raise MismatchError(
-            f"the run was trained on {card.encoder} ({card.encoder_fingerprint[:8]}) tiles at {card.tile_mpp} µm, features "
-            f"are of {header.encoder} ({header.encoder_fingerprint[:8]}) at {header.tile_mpp}; extract with the same"
+            f"the run was trained on {card.encoder} ({card.encoder_fingerprint[:8]}) tiles at {card.tile_mpp} µm, "
+            f"the features are of {header.encoder} ({header.encoder_fingerprint[:8]}) at {header.tile_mpp}; extract with the same"
         )
 
 
@@ -122,8 +122,8 @@ def require_stored_prediction(run: LoadedRun, slide_id: str, probabilities: Mapp
     gap = max(abs(float(stored.iloc[0][f"p_{name}"]) - value) for name, value in probabilities.items())
     if not np.isfinite(gap) or gap > PREDICTION_TOLERANCE:
         raise DamagedFileError(
-            f"slide={slide_id}: the map's prediction differs from the run's by {gap:.2g}; are these the features it was "
-            "trained on?"
+            f"slide={slide_id}: the map's prediction differs from the run's by {gap:.2g}; "
+            "are these the features it was trained on?"
         )
 
 

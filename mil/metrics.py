@@ -191,7 +191,7 @@ def _of_probabilities(labels: np.ndarray, probabilities: np.ndarray, weights: np
 
 
 def _ece(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Expected calibration error over equal-width bins of the top probability, closed on the right (Guo 2017, eq. 3)."""
+    """Expected calibration error over equal bins of the top probability, closed on the right (Guo 2017, eq. 3)."""
     confidence = probabilities.max(axis=1)
     gap = confidence - (probabilities.argmax(axis=1) == labels)
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)

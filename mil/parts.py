@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -97,6 +98,10 @@ class Prototypes:
 
 class Part(nn.Module):
     """Any part. Residuals are the parameters whose zero means "as the text says"; only they decay."""
+
+    @torch.no_grad()
+    def fit(self, tiles: Float[Tensor, "tile dim"]) -> None:
+        """Take statistics from tiles of the training part, and from no other, before training."""
 
     def residuals(self) -> Iterator[nn.Parameter]:
         """Parameters pulled to zero by weight decay."""

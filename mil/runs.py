@@ -1,12 +1,16 @@
-"""Run folders: what makes one finished, and how a sweep is found."""
+"""Run folders: when one counts as done, and which ones a sweep holds."""
 
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from feature_extraction.errors import DamagedFileError
-from feature_extraction.files import is_valid, publish_json, read_json, sha256_of_file
+from feature_extraction.errors import DamagedFileError, InputError
+from feature_extraction.files import is_valid, publish_json, read_json, require_folder, sha256_of_file
 
+CELL = "cell.json"
 DONE = "done.json"
+_CELL_NAME = re.compile(r"[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,38 +19,87 @@ class Run:
 
     Attributes:
         folder: Where it lies.
-        cell: Its ``cell.json``: what determined it.
+        cell: Content of its ``cell.json``: what determined the run.
     """
 
     folder: Path
-    cell: dict[str, object]
+    cell: Mapping[str, object]
 
 
 def write_done(folder: Path) -> None:
-    """Seal a run: list its files with their hashes; written last."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != DONE)
-    publish_json(folder / DONE, {"files": {path.name: sha256_of_file(path) for path in files}})
-
-
-def check_run(folder: Path) -> Path:
-    """Check that a run is finished and that its files are what was written.
+    """Mark a run as finished: ``done.json`` with the SHA-256 of every file in its folder; the last thing a run writes.
 
     Raises:
-        DamagedFileError: It is not.
-        OSError: There is no such run.
+        InputError: The folder has no ``cell.json``, so nobody could tell what the run is.
     """
-    listed = read_json(folder / DONE).get("files")
-    if not isinstance(listed, dict):
-        raise DamagedFileError(f"{folder.name}/{DONE}: lists no files; delete the run and train it again")
-    for name, expected in listed.items():
-        if sha256_of_file(folder / str(name)) != expected:
-            raise DamagedFileError(f"{folder.name}/{name}: differs from what the run wrote; train it again")
-    return folder
+    files = {name: sha256_of_file(folder / name) for name in sorted(_file_names(folder))}
+    if CELL not in files:
+        raise InputError(f"{folder}: no {CELL}; write it before {DONE}")
+    publish_json(folder / DONE, {"files": files})
+
+
+def check_run(folder: Path) -> None:
+    """Check that a run is finished and its files are those it finished with.
+
+    Raises:
+        DamagedFileError: ``done.json`` is not whole, or a file it lists has changed.
+        OSError: ``done.json`` or a file it lists is not there.
+    """
+    files = read_json(folder / DONE).get("files")
+    if not isinstance(files, dict) or CELL not in files:
+        raise DamagedFileError(f"{folder / DONE}: expected the checksums of the run's files; delete it and run again")
+    for name, expected in files.items():
+        place = PurePosixPath(name)
+        if place.is_absolute() or ".." in place.parts:
+            raise DamagedFileError(
+                f"{folder / DONE}: lists {name!r}, which is outside the run; delete it and run again"
+            )
+        if sha256_of_file(folder / place) != expected:
+            raise DamagedFileError(f"{folder / place}: not as the run left it; delete {folder / DONE} and run again")
 
 
 def find_runs(root: Path) -> list[Run]:
-    """Every finished run below ``root``, ordered by path; what is unfinished or damaged is no run."""
-    folders = sorted(path.parent for path in root.rglob(DONE))
-    return [
-        Run(folder=folder, cell=read_json(folder / "cell.json")) for folder in folders if is_valid(folder, check_run)
+    """The finished runs below a folder, ordered by path; the root may be a run itself.
+
+    Raises:
+        InputError: No such folder, or the same cell lies in two folders.
+    """
+    require_folder(root, "runs")
+    runs = [
+        Run(folder=folder, cell=read_json(folder / CELL)) for folder in _folders(root) if is_valid(folder, check_run)
     ]
+    seen: dict[object, Run] = {}
+    for run in runs:
+        twin = seen.setdefault(run.cell.get("cell"), run)
+        if twin is not run:
+            raise InputError(f"runs={root}: {twin.folder} and {run.folder} hold the same cell; remove one")
+    return runs
+
+
+def unfinished_runs(root: Path, done: Sequence[Run]) -> list[Path]:
+    """Folders of runs below ``root`` that are not among the finished ones, ordered by path.
+
+    Those with a ``cell.json``, and those named like a cell: a run writes ``cell.json`` late, and may have been killed.
+    """
+    finished = {run.folder for run in done}
+    named = {path for path in root.rglob("*") if _CELL_NAME.fullmatch(path.name) and path.is_dir()}
+    return sorted(path for path in named | set(_folders(root)) if path not in finished and not _is_hidden(path, root))
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """Folders with a ``cell.json``, none of them hidden."""
+    for path in sorted(root.rglob(CELL)):
+        if not _is_hidden(path, root):
+            yield path.parent
+
+
+def _file_names(folder: Path) -> Iterator[str]:
+    """Every file of a run by its path in the folder; hidden ones are temporary."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != DONE and not _is_hidden(path, folder):
+            yield name
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)

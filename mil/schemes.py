@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
-from sklearn.utils import shuffle
+from sklearn.utils import check_random_state
 
 from feature_extraction.errors import InputError
 from mil.cohort import Cohort, listed
@@ -148,4 +148,4 @@ def _by_class(labels: Mapping[str, str]) -> dict[str, list[str]]:
 def _drawn(patients: Sequence[str], key: tuple[int, ...]) -> list[str]:
     """The patients in an order of their own for each key."""
     state = int(np.random.SeedSequence(key).generate_state(1)[0])
-    return [str(name) for name in shuffle(list(patients), random_state=state)]
+    return [str(patients[int(place)]) for place in check_random_state(state).permutation(len(patients))]

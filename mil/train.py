@@ -20,6 +20,7 @@ from mil.aggregator import Aggregator, compose
 from mil.bag import BagSet
 from mil.cell import AUTO, CellInputs, TrainRequest, cell_record, read_inputs
 from mil.checkpoint import BANK, ModelCard, write_model
+from mil.data import drawn_tiles
 from mil.fit import Fitted, Labelled, fit, logits_of
 from mil.metrics import classification_metrics
 from mil.predictions import predictions_table
@@ -28,6 +29,10 @@ from mil.splits import PARTS, SplitRow
 from mil.task import Task
 from mil.text import order_classes, prototypes, task_concepts
 from mil.zeroshot import choose_top_j, resolve_pooling
+
+
+TILES_A_BAG_TO_FIT = 256
+"""Tiles of each training bag that means and deviations are taken from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +85,7 @@ def _train(request: TrainRequest, inputs: CellInputs, cell: dict[str, object], f
     aggregator = compose(request.aggregator, card.facts(text))
     task = construct(request.task, kind=Task, packages=("mil",))
     task.fit(torch.tensor(list(labelled["train"].labels)), len(classes))
+    aggregator.fit_parts(torch.cat([drawn_tiles(bag, TILES_A_BAG_TO_FIT) for bag in labelled["train"].bags]))
     fitted = fit(
         aggregator,
         task,

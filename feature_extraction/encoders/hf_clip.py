@@ -166,16 +166,21 @@ class HfClipEncoder(Encoder):
         """Text tower and projection, one text at a time: no neighbour and no padding can change a vector."""
         rows: list[Tensor] = []
         for text in texts:
-            padding = "max_length" if self._pads_to_context else False
-            tokens = self._tokenizer(text, padding=padding, max_length=self.spec.context_length, return_tensors="pt")
-            tokens = {name: tokens[name].to(self._device) for name in self._inputs(tokens)}
-            pooled = self._model.get_submodule("text_model")(**tokens).pooler_output
+            tokens = self._tokens(text)
+            inputs = {name: tokens[name].to(self._device) for name in self._inputs(tokens)}
+            pooled = self._model.get_submodule("text_model")(**inputs).pooler_output
             rows.append(self._to_joint("text_projection", pooled))
         return torch.cat(rows)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens with the special ones."""
         return [len(self._tokenizer(text)["input_ids"]) for text in texts]
+
+    def _tokens(self, text: str) -> Mapping[str, Tensor]:
+        if self._pads_to_context:
+            length = self.spec.context_length
+            return self._tokenizer(text, padding="max_length", max_length=length, return_tensors="pt")
+        return self._tokenizer(text, return_tensors="pt")
 
     def _inputs(self, tokens: Mapping[str, Tensor]) -> list[str]:
         """What the text tower was trained to see; SigLIP reads its padding."""

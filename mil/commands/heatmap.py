@@ -64,10 +64,8 @@ def run(config: DictConfig) -> int:
 
 def _chosen(config: DictConfig, runs: list[LoadedRun], features: FeatureFolder) -> dict[str, LoadedRun]:
     """Each slide with the run that explains it."""
-    if config.run is not None:
-        chosen = dict.fromkeys(features.slide_ids(), runs[0])
-    else:
-        chosen = runs_by_slide(runs)
+    is_single = config.run is not None
+    chosen = dict.fromkeys(features.slide_ids(), runs[0]) if is_single else runs_by_slide(runs)
     if config.slide_ids is None:
         return chosen
     unknown = [slide_id for slide_id in config.slide_ids if slide_id not in chosen]

@@ -1,0 +1,105 @@
+"""`promptmil summarize`: a sweep -> results.csv, results.md, report.html."""
+
+from pathlib import Path
+from typing import cast
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from feature_extraction.errors import InputError
+from feature_extraction.files import publish_json, publish_text
+from mil.cohort import listed
+from mil.figures import summary_figures
+from mil.intervals import LEVELS, Level
+from mil.methods import shots_text
+from mil.metrics import METRICS
+from mil.report import as_markdown, write_report
+from mil.summarize import Summary, results_csv, summarize
+from mil.tables import by_shots, summary_tables
+
+PARTLY_FAILED = 3
+FEWEST_RESAMPLES = 100
+
+
+def run(config: DictConfig) -> int:
+    """Summarize a sweep; returns the exit code."""
+    _require_settings(config)
+    summary = summarize(
+        Path(config.runs), reference=config.reference, resamples=int(config.resamples), seed=int(config.seed)
+    )
+    level = cast("Level", config.level)
+    tables = summary_tables(summary, level=level, rank_by=config.rank_by)
+    notes = _notes(summary, resamples=int(config.resamples))
+    out = Path(config.out)
+    publish_text(out / "results.csv", results_csv(summary.results))
+    publish_text(out / "results.md", as_markdown("Results", tables, [*summary.warnings, *notes]))
+    write_report(
+        out / "report.html",
+        title="Results of a sweep",
+        tables=tables,
+        figures=summary_figures(summary, level=level),
+        notes=notes,
+        warnings=summary.warnings,
+    )
+    publish_json(out / "summary.json", _record(summary))
+    _say(summary, level, out)
+    return 0 if summary.is_complete else PARTLY_FAILED
+
+
+def _require_settings(config: DictConfig) -> None:
+    if config.level not in LEVELS:
+        raise InputError(f"level={config.level}: expected one of {listed(LEVELS)}")
+    if config.rank_by not in (None, *METRICS):
+        raise InputError(f"rank_by={config.rank_by}: expected one of {listed(METRICS)}, or null")
+    if not isinstance(config.resamples, int) or config.resamples < FEWEST_RESAMPLES:
+        raise InputError(f"resamples={config.resamples}: expected a whole number of at least {FEWEST_RESAMPLES}")
+
+
+def _notes(summary: Summary, *, resamples: int) -> list[str]:
+    patients = {name for method in summary.methods for name in method.predictions.patient_ids}
+    slides = {name for method in summary.methods for name in method.predictions.slide_ids}
+    return [
+        f"{len(summary.methods)} methods, {summary.n_runs} runs, {len(patients)} patients, {len(slides)} slides",
+        "Figures are of test slides that the run had not seen, pooled over folds; seeds are averaged per slide.",
+        f"Intervals are 95 % percentile intervals of {resamples} resamples of patients, drawn within each class.",
+        "Methods stand in the order of shots, then name. Nothing is sorted or chosen by a test result.",
+    ]
+
+
+def _record(summary: Summary) -> dict[str, object]:
+    return {
+        "command": "summarize",
+        "runs": summary.n_runs,
+        "unfinished": list(summary.unfinished),
+        "warnings": list(summary.warnings),
+        "methods": [
+            {
+                "method": method.name,
+                "shots": method.shots,
+                "folds": list(method.folds),
+                "missing_folds": list(method.missing_folds),
+                "seeds": list(method.seeds),
+                "patients": len(set(method.predictions.patient_ids)),
+                "slides": len(method.predictions.slide_ids),
+                "unlabelled": list(method.unlabelled),
+                "never_tested": list(method.never_tested),
+            }
+            for method in summary.methods
+        ],
+    }
+
+
+def _say(summary: Summary, level: Level, out: Path) -> None:
+    console = Console(stderr=True)
+    for warning in summary.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True, markup=False, style="yellow")
+    table = by_shots(summary, level=level)
+    for row in table.rows:
+        cells = [f"{column}: {cell}" for column, cell in zip(table.columns[1:], row[1:], strict=True) if cell]
+        console.print(f"{row[0]}  balanced accuracy  {'; '.join(cells)}", soft_wrap=True, markup=False)
+    shots = ", ".join(dict.fromkeys(shots_text(method.shots) for method in summary.methods))
+    console.print(
+        f"{summary.n_runs} runs, {len(summary.methods)} methods ({shots}) -> {out / 'report.html'}",
+        soft_wrap=True,
+        markup=False,
+    )

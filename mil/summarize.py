@@ -1,0 +1,253 @@
+"""A sweep's runs -> every figure of every method with its interval, and how methods differ on the same patients."""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from feature_extraction.errors import InputError
+from mil.cohort import listed
+from mil.intervals import (
+    LEVELS,
+    RESAMPLES,
+    Difference,
+    Estimate,
+    Level,
+    bootstrap_interval,
+    holm,
+    on_same_slides,
+    paired_difference,
+)
+from mil.methods import Method, group_methods, reference_of
+from mil.runs import find_runs, unfinished_runs
+
+ZEROSHOT = "zeroshot"
+COMPARED = ("balanced_accuracy", "macro_auc", "macro_f1", "nll", "brier")
+RELIABLE_ECE_PATIENTS = 200
+_PROVENANCE = (
+    *("aggregator", "init", "encoder", "encoder_fingerprint", "space", "features_folder", "prompt_set"),
+    *("prompt_set_sha256", "split_name", "split_sha256", "scheme", "max_epochs", "version"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One figure of one method.
+
+    Attributes:
+        method: Whose.
+        level: Slides, or patients by the mean of their slides.
+        metric: Name of the figure.
+        estimate: Its value and interval.
+    """
+
+    method: Method
+    level: Level
+    metric: str
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One figure of a method minus that of its reference, on the slides both predicted.
+
+    Attributes:
+        method: The first.
+        reference: The second.
+        level: Slides or patients.
+        metric: Name of the figure.
+        difference: With interval and p.
+        p_holm: p adjusted for the number of methods compared in this figure and level.
+    """
+
+    method: Method
+    reference: Method
+    level: Level
+    metric: str
+    difference: Difference
+    p_holm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Everything a report of a sweep says.
+
+    Attributes:
+        methods: Ordered by shots, then name; never by a result.
+        results: Every figure at both levels, in the order of the methods.
+        comparisons: Empty without a reference.
+        n_runs: Finished runs that were read.
+        unfinished: Run folders that were started and are not done.
+        warnings: What a reader must not overlook.
+    """
+
+    methods: tuple[Method, ...]
+    results: tuple[Result, ...]
+    comparisons: tuple[Comparison, ...]
+    n_runs: int
+    unfinished: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no run, fold or seed that the sweep shows signs of is missing."""
+        gaps = any(method.missing_folds or method.uneven_folds for method in self.methods)
+        return not gaps and not self.unfinished
+
+
+def summarize(root: Path, *, reference: str | None = None, resamples: int = RESAMPLES, seed: int = 0) -> Summary:
+    """Read a sweep and compute what it says.
+
+    Args:
+        root: Folder with run folders, at any depth.
+        reference: Aggregator or method name to compare with; None takes zero-shot when it is there.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Raises:
+        InputError: No finished run with a labelled test slide, an unknown reference, or runs that contradict another.
+    """
+    runs = find_runs(root)
+    unfinished = tuple(path.relative_to(root).as_posix() for path in unfinished_runs(root, runs))
+    methods, left_out = group_methods(runs)
+    if not methods:
+        raise InputError(
+            f"runs={root}: expected finished runs with labelled test slides, got {len(runs)} finished and "
+            f"{len(unfinished)} unfinished runs; train first, or finish them"
+        )
+    results = [
+        Result(method=method, level=level, metric=name, estimate=estimate)
+        for method in methods
+        for level in LEVELS
+        for name, estimate in bootstrap_interval(
+            method.predictions, level=level, resamples=resamples, seed=seed
+        ).items()
+    ]
+    chosen = reference or (ZEROSHOT if any(method.aggregator == ZEROSHOT for method in methods) else None)
+    pairs = [] if chosen is None else [(method, reference_of(method, methods, chosen)) for method in methods]
+    comparable = [(a, b) for a, b in pairs if b is not None and _is_comparable(a, b)]
+    comparisons = _compare(comparable, resamples=resamples, seed=seed)
+    unlabelled = [run.folder.relative_to(root).as_posix() for run in left_out]
+    return Summary(
+        methods=tuple(methods),
+        results=tuple(results),
+        comparisons=tuple(comparisons),
+        n_runs=len(runs),
+        unfinished=unfinished,
+        warnings=tuple(_warnings(methods, unfinished, unlabelled)),
+    )
+
+
+def _is_comparable(method: Method, reference: Method) -> bool:
+    """Whether both name the same classes and predicted some of the same slides."""
+    first, second = method.predictions, reference.predictions
+    return first.classes == second.classes and not set(first.slide_ids).isdisjoint(second.slide_ids)
+
+
+def _compare(pairs: Sequence[tuple[Method, Method]], *, resamples: int, seed: int) -> list[Comparison]:
+    found: list[Comparison] = []
+    for level in LEVELS:
+        differences: defaultdict[str, list[Difference]] = defaultdict(list)
+        for method, reference in pairs:
+            first, second = on_same_slides(method.predictions, reference.predictions)
+            paired = paired_difference(first, second, level=level, resamples=resamples, seed=seed)
+            for name in COMPARED:
+                differences[name].append(paired[name])
+        for name, row in differences.items():
+            adjusted = holm([difference.p for difference in row])
+            found += [
+                Comparison(method=a, reference=b, level=level, metric=name, difference=difference, p_holm=p)
+                for (a, b), difference, p in zip(pairs, row, adjusted, strict=True)
+            ]
+    return found
+
+
+def _warnings(methods: Sequence[Method], unfinished: Sequence[str], unlabelled: Sequence[str]) -> list[str]:
+    said: list[str] = []
+    if unfinished:
+        said.append(
+            f"{len(unfinished)} runs are not finished or have changed, and are not counted: {listed(unfinished)}."
+        )
+    if unlabelled:
+        said.append(f"{len(unlabelled)} runs have no labelled test slide, and are not counted: {listed(unlabelled)}.")
+    for method in methods:
+        said += [f"{method.title}: {sentence}" for sentence in _gaps(method)]
+    classes = {method.predictions.classes for method in methods}
+    if len(classes) > 1:
+        said.append(
+            f"Methods have different classes and are not comparable: {'; '.join(map(listed, sorted(classes)))}."
+        )
+    sizes = {len(method.predictions.slide_ids) for method in methods}
+    if len(sizes) > 1:
+        said.append(
+            f"Methods were tested on different numbers of slides ({listed(str(size) for size in sorted(sizes))}): only "
+            "the paired differences compare the same patients."
+        )
+    return said
+
+
+def _gaps(method: Method) -> list[str]:
+    said: list[str] = []
+    if method.missing_folds:
+        said.append(f"MISSING fold {listed(map(str, method.missing_folds))}; its figures come from fewer patients.")
+    if method.uneven_folds:
+        said.append(f"fold {listed(map(str, method.uneven_folds))} lacks a seed that other folds have.")
+    if method.never_tested:
+        said.append(f"{len(method.never_tested)} slides are test in no run: {listed(method.never_tested, most=5)}.")
+    if method.unlabelled:
+        said.append(f"{len(method.unlabelled)} test slides have no label: {listed(method.unlabelled, most=5)}.")
+    return said
+
+
+def results_csv(results: Sequence[Result]) -> str:
+    """One line a figure, with everything that says where it comes from."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    rows = [{**provenance(result.method), **_result_cells(result)} for result in results]
+    writer.writerow(rows[0] if rows else ())
+    writer.writerows(row.values() for row in rows)
+    return stream.getvalue()
+
+
+def provenance(method: Method) -> dict[str, str]:
+    """Where a method's figures come from, as cells of a table."""
+    cell = method.cell
+    pooling = cell.get("pooling")
+    rule = pooling if isinstance(pooling, Mapping) else {}
+    return {
+        "method": _text(method.name),
+        **{name: _text(cell.get(name)) for name in _PROVENANCE},
+        "shots": "all" if method.shots is None else str(method.shots),
+        "pooling_rule": _text(rule.get("rule")),
+        "pooling_top_j": _text(rule.get("top_j")),
+    }
+
+
+def _result_cells(result: Result) -> dict[str, str]:
+    estimate = result.estimate
+    return {
+        "level": result.level,
+        "metric": _text(result.metric),
+        "value": _number(estimate.value),
+        "low": _number(estimate.low),
+        "high": _number(estimate.high),
+        "n_patients": str(estimate.n_patients),
+        "n_slides": str(estimate.n_slides),
+        "folds": " ".join(map(str, result.method.folds)),
+        "missing_folds": " ".join(map(str, result.method.missing_folds)),
+        "seeds": " ".join(map(str, result.method.seeds)),
+        "reason": _text(estimate.reason),
+    }
+
+
+def _number(value: float) -> str:
+    """All digits that count; ``nan`` where undefined."""
+    return f"{value:.6g}"
+
+
+def _text(value: object) -> str:
+    """A cell that a spreadsheet will not run as a formula."""
+    text = "" if value is None else str(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

@@ -1,0 +1,215 @@
+"""A summary as tables for people; `mil.summarize` holds the same numbers with every digit."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from mil.intervals import Estimate, Level
+from mil.methods import Method, shots_text, val_score
+from mil.metrics import LOWER_IS_BETTER, METRICS, RECALL
+from mil.report import Table
+from mil.summarize import RELIABLE_ECE_PATIENTS, Comparison, Summary, provenance
+
+READABLE = {
+    "macro_auc": "macro-AUC",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "accuracy": "accuracy",
+    "nll": "NLL ↓",
+    "brier": "Brier ↓",
+    "ece": "ECE ↓",
+}
+_SHOWN_COMPARISONS = ("balanced_accuracy", "macro_auc", "nll")
+_SHORT_HASH = 8
+
+
+def summary_tables(summary: Summary, *, level: Level, rank_by: str | None) -> list[Table]:
+    """The tables of the report, in its order.
+
+    Args:
+        summary: What to show.
+        level: Of the tables that show one level.
+        rank_by: Figure to rank methods by on validation slides; None ranks nothing.
+    """
+    tables = [by_shots(summary, level=level), figures_of(summary, level="patient"), figures_of(summary, level="slide")]
+    tables.append(recalls(summary, level=level))
+    if summary.comparisons:
+        tables.append(differences(summary, level=level))
+    if rank_by is not None:
+        tables.append(ranking(summary.methods, rank_by))
+    return [*tables, provenances(summary)]
+
+
+def by_shots(summary: Summary, *, level: Level) -> Table:
+    """Balanced accuracy, a row a method, a column a number of training labels."""
+    found = _estimates(summary, level)
+    shots = sorted({method.shots for method in summary.methods}, key=lambda n: (n is None, n or 0))
+    names = sorted({method.name for method in summary.methods})
+    place = {(method.name, method.shots): found[method]["balanced_accuracy"] for method in summary.methods}
+    return Table(
+        title="Balanced accuracy by number of training labels",
+        columns=("method", *(shots_text(n) for n in shots)),
+        rows=tuple(
+            (name, *(interval_text(place[name, n]) if (name, n) in place else "" for n in shots)) for name in names
+        ),
+        note=f"{_level_note(level)} Shots are training patients per class.",
+    )
+
+
+def figures_of(summary: Summary, *, level: Level) -> Table:
+    """Every figure that is not of one class."""
+    found = _estimates(summary, level)
+    return Table(
+        title=f"Every figure, {level} level",
+        columns=("method", "labels", "patients", "slides", "folds", *(READABLE[name] for name in METRICS)),
+        rows=tuple(
+            (
+                *_lead(method),
+                *_counts(found[method]["accuracy"]),
+                _folds_text(method),
+                *(interval_text(found[method][name]) for name in METRICS),
+            )
+            for method in summary.methods
+        ),
+        note=f"{_level_note(level)} ↓ less is better.{_ece_note(summary)}{_undefined_note(summary, level)}",
+        n_text_columns=2,
+    )
+
+
+def recalls(summary: Summary, *, level: Level) -> Table:
+    """Recall of each class."""
+    found = _estimates(summary, level)
+    classes = sorted({name for method in summary.methods for name in method.predictions.classes})
+    return Table(
+        title="Recall of each class",
+        columns=("method", "labels", *classes),
+        rows=tuple(
+            (*_lead(method), *(_cell(found[method], f"{RECALL}{name}") for name in classes))
+            for method in summary.methods
+        ),
+        note=_level_note(level),
+        n_text_columns=2,
+    )
+
+
+def differences(summary: Summary, *, level: Level) -> Table:
+    """Each method minus its reference."""
+    found: dict[tuple[Method, Method], dict[str, Comparison]] = {}
+    for one in summary.comparisons:
+        if one.level == level:
+            found.setdefault((one.method, one.reference), {})[one.metric] = one
+    rows = tuple(
+        (
+            *_lead(method),
+            reference.title,
+            *_counts(by_metric["nll"].difference.estimate),
+            *(text for name in _SHOWN_COMPARISONS for text in _difference_text(by_metric[name])),
+        )
+        for (method, reference), by_metric in found.items()
+    )
+    heads = [head for name in _SHOWN_COMPARISONS for head in (f"Δ {READABLE[name]}", "p")]
+    return Table(
+        title="Difference from the reference on the same patients",
+        columns=("method", "labels", "reference", "patients", "slides", *heads),
+        rows=rows,
+        note=f"{_level_note(level)} Method minus reference, both computed on the same drawn patients; p is "
+        "two-sided and adjusted for the number of methods (Holm). Of NLL, a negative difference is better.",
+        n_text_columns=3,
+    )
+
+
+def ranking(methods: Sequence[Method], metric: str) -> Table:
+    """Methods by a figure on validation slides, the best first; those without a validation part last."""
+    scores = [(val_score(method, metric), method) for method in methods]
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+    ordered = sorted(scores, key=lambda pair: (math.isnan(pair[0]), sign * pair[0] if not math.isnan(pair[0]) else 0))
+    return Table(
+        title=f"Ranking by {READABLE[metric].removesuffix(' ↓')} on validation slides",
+        columns=("method", "labels", "mean over runs"),
+        rows=tuple(
+            (*_lead(method), "no val part" if math.isnan(score) else f"{score:.3f}") for score, method in ordered
+        ),
+        note="Test slides have no part in this order.",
+        n_text_columns=2,
+    )
+
+
+def provenances(summary: Summary) -> Table:
+    """What every figure above was made from."""
+    rows = [provenance(method) for method in summary.methods]
+    columns = [name for name in rows[0] if name not in ("method", "aggregator", "shots")]
+    return Table(
+        title="Where the figures come from",
+        columns=("method", "labels", *(name.replace("_", " ") for name in columns), "seeds"),
+        rows=tuple(
+            (*_lead(method), *(_short(row[name]) for name in columns), " ".join(map(str, method.seeds)))
+            for method, row in zip(summary.methods, rows, strict=True)
+        ),
+        note=f"Hashes are cut to {_SHORT_HASH} digits here and whole in results.csv.",
+        n_text_columns=2 + len(columns) + 1,
+    )
+
+
+def interval_text(estimate: Estimate) -> str:
+    """``0.87 (0.78 to 0.95)``, or that it is not defined."""
+    if math.isnan(estimate.value):
+        return "not defined"
+    if math.isnan(estimate.low):
+        return f"{estimate.value:.2f} (no interval)"
+    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+
+
+def _cell(estimates: Mapping[str, Estimate], name: str) -> str:
+    return interval_text(estimates[name]) if name in estimates else ""
+
+
+def _difference_text(comparison: Comparison) -> tuple[str, str]:
+    estimate = comparison.difference.estimate
+    if math.isnan(estimate.value):
+        return "not defined", ""
+    if math.isnan(estimate.low):
+        return f"{estimate.value:+.2f} (no interval)", ""
+    text = f"{estimate.value:+.2f} ({estimate.low:+.2f} to {estimate.high:+.2f})"
+    return text, f"{comparison.p_holm:.3f}" if comparison.p_holm >= 0.001 else "<0.001"
+
+
+def _estimates(summary: Summary, level: Level) -> Mapping[Method, dict[str, Estimate]]:
+    found: dict[Method, dict[str, Estimate]] = {method: {} for method in summary.methods}
+    for result in summary.results:
+        if result.level == level:
+            found[result.method][result.metric] = result.estimate
+    return found
+
+
+def _lead(method: Method) -> tuple[str, str]:
+    return method.name, shots_text(method.shots)
+
+
+def _counts(estimate: Estimate) -> tuple[str, str]:
+    return str(estimate.n_patients), str(estimate.n_slides)
+
+
+def _folds_text(method: Method) -> str:
+    missing = f" (MISSING {', '.join(map(str, method.missing_folds))})" if method.missing_folds else ""
+    return f"{len(method.folds)}{missing}"
+
+
+def _level_note(level: Level) -> str:
+    unit = "Patients, by the mean of their slides" if level == "patient" else "Slides"
+    return f"{unit}; out-of-fold test predictions pooled over folds, with 95 % intervals from resampled patients."
+
+
+def _ece_note(summary: Summary) -> str:
+    n_patients = max(len(set(method.predictions.patient_ids)) for method in summary.methods)
+    if n_patients >= RELIABLE_ECE_PATIENTS:
+        return ""
+    return f" With fewer than {RELIABLE_ECE_PATIENTS} patients ECE is biased upward: read NLL and Brier first."
+
+
+def _undefined_note(summary: Summary, level: Level) -> str:
+    reasons = dict.fromkeys(result.estimate.reason for result in summary.results if result.level == level)
+    said = [reason for reason in reasons if reason]
+    return f" Not defined: {'; '.join(said)}." if said else ""
+
+
+def _short(cell: str) -> str:
+    return cell[:_SHORT_HASH] if len(cell) == 64 else cell
