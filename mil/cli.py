@@ -26,6 +26,7 @@ COMMANDS = {
     "heatmap": ("mil.commands.heatmap", "run + features -> contributions, PNG, GeoJSON for QuPath"),
 }
 PROMPTS_KEY = "prompts="
+FLAGS_WITH_VALUE = frozenset({"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         _complain(f"promptmil: unknown command {words[0]!r}; known: {', '.join(COMMANDS)}")
         return 2
-    return _run(words[0], [_as_plain_key(word) for word in words[1:]])
+    return _run(words[0], flags_first([_as_plain_key(word) for word in words[1:]]))
 
 
 def _run(name: str, overrides: list[str]) -> int:
@@ -111,6 +112,18 @@ def _require_keys(config: "DictConfig") -> None:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise InputError(f"needs {', '.join(f'{key}=…' for key in missing)}; see --help")
+
+
+def flags_first(words: Sequence[str]) -> list[str]:
+    """Hydra's flags before the overrides, so that ``train fold=0,1 -m seed=0,1`` means what it says."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    waits_for_value = False
+    for word in words:
+        is_flag = word.startswith("-")
+        (flags if is_flag or waits_for_value else overrides).append(word)
+        waits_for_value = word in FLAGS_WITH_VALUE
+    return flags + overrides
 
 
 def _as_plain_key(word: str) -> str:

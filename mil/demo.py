@@ -61,7 +61,13 @@ class Size:
 
 def steps_to_features(paths: Paths, size: Size) -> list[list[str]]:
     """Words, embeddings and splits."""
-    split = ["split", f"labels={paths.labels}", f"out={paths.out / 'splits'}", f"folds={size.folds}", f"seed={size.seed}"]
+    split = [
+        "split",
+        f"labels={paths.labels}",
+        f"out={paths.out / 'splits'}",
+        f"folds={size.folds}",
+        f"seed={size.seed}",
+    ]
     return [
         ["prompts", "prompts=demo", f"out={paths.out / 'bank'}"],
         ["extract", f"slides={paths.slides}", f"out={paths.features}"],
@@ -79,7 +85,12 @@ def steps_to_results(paths: Paths, size: Size, bank: Path) -> list[list[str]]:
     return [
         ["zeroshot", *common, f"labels={paths.labels}", f"out={paths.runs / 'zeroshot'}"],
         *(
-            [*train, f"split={paths.out / 'splits' / split}.csv", f"aggregator={name}", f"out={paths.runs / f'{name}_{few}'}"]
+            [
+                *train,
+                f"split={paths.out / 'splits' / split}.csv",
+                f"aggregator={name}",
+                f"out={paths.runs / f'{name}_{few}'}",
+            ]
             for split, few in splits.items()
             for name in ("gated_abmil", "prompt")
         ),

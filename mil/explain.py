@@ -105,8 +105,9 @@ def require_fit(card: ModelCard, header: FeatureHeader) -> None:
     """
     if (card.encoder_fingerprint, card.tile_mpp) != (header.encoder_fingerprint, header.tile_mpp):
         raise MismatchError(
-            f"the run was trained on {card.encoder} ({card.encoder_fingerprint[:8]}) tiles at {card.tile_mpp} µm, "
-            f"the features are of {header.encoder} ({header.encoder_fingerprint[:8]}) at {header.tile_mpp}; extract with the same"
+            f"the run was trained on {card.encoder} ({card.encoder_fingerprint[:8]}) tiles at {card.tile_mpp} µm, the "
+            f"features are of {header.encoder} ({header.encoder_fingerprint[:8]}) at {header.tile_mpp}; "
+            "extract with the same encoder and tiling"
         )
 
 

@@ -19,7 +19,7 @@ from mil.summarize import ZEROSHOT, Summary
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")
 """Okabe and Ito's, told apart with any colour vision; markers differ too."""
 MARKERS = "osD^vPX*"
-PANELS_A_ROW = 3
+PANELS_A_ROW = 4
 MOST_PANELS = 12
 INK, SOFT, LINE = "#1c2530", "#5c6773", "#dfe4e9"
 RELIABILITY_BINS = 5
@@ -170,7 +170,7 @@ def _draw_confusion(axes: Axes, rows: Predictions) -> None:
 def _panels(methods: Sequence[Method], draw: Callable[[Axes, Method], None], *, title: str, caption: str) -> Figure:
     columns = min(PANELS_A_ROW, len(methods))
     rows = math.ceil(len(methods) / columns)
-    canvas, grid = _canvas(columns=columns, rows=rows, size=(3.3 * columns, 3.2 * rows))
+    canvas, grid = _canvas(columns=columns, rows=rows, size=(2.6 * columns, 2.7 * rows))
     for axes, method in zip(grid, methods, strict=False):
         draw(axes, method)
         axes.set_title(f"{method.name}\n{shots_text(method.shots)}", fontsize=9, color=INK)
@@ -195,6 +195,7 @@ def _canvas(*, columns: int, rows: int, size: tuple[float, float]) -> tuple[Canv
 
 def _unit_square(axes: Axes, x: str, y: str) -> None:
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y, aspect="equal")
+    axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
 
 
 def _png(canvas: Canvas) -> bytes:

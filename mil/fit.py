@@ -140,7 +140,7 @@ def fit(
         best = KeepBest(start_loss, copy.deepcopy(aggregator.state_dict()))
     losses = TrainLosses()
     with warnings.catch_warnings():
-        quiet = "does not have many workers|GPU available but not used|LeafSpec"
+        quiet = "does not have many workers|GPU available but not used|LeafSpec|have no `val_dataloader`"
         warnings.filterwarnings("ignore", message=f".*({quiet}).*")
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         trainer = lightning.Trainer(

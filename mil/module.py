@@ -39,9 +39,9 @@ class ProximalAdamW(torch.optim.AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         """One step of AdamW, then the proximal step."""
-        loss = super().step(closure)
+        loss = super().step(closure)  # type: ignore[arg-type]
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.div_(1 + group["lr"] * group.get("residual_decay", 0.0))

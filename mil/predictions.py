@@ -1,34 +1,17 @@
 """The table of predictions, the same in every command that makes one."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-
-class SlideRow(Protocol):
-    """A slide of a cohort or a split."""
-
-    @property
-    def slide_id(self) -> str:
-        """The slide."""
-        ...
-
-    @property
-    def patient_id(self) -> str:
-        """Its patient."""
-        ...
-
-    @property
-    def label(self) -> str:
-        """Its class, empty when unknown."""
-        ...
+from mil.cohort import CohortRow
+from mil.splits import SplitRow
 
 
 def predictions_table(
-    rows: Sequence[SlideRow],
+    rows: Sequence[CohortRow | SplitRow],
     probabilities: Float64[np.ndarray, "slide class"],
     classes: Sequence[str],
     *,

@@ -70,7 +70,7 @@ def figures_of(summary: Summary, *, level: Level) -> Table:
             )
             for method in summary.methods
         ),
-        note=f"{_level_note(level)} ↓ less is better.{_ece_note(summary)}{_undefined_note(summary, level)}",
+        note=f"{_level_note(level)} ↓ less is better.{_ece_note(summary)}{_interval_note(summary, level)}",
         n_text_columns=2,
     )
 
@@ -86,7 +86,7 @@ def recalls(summary: Summary, *, level: Level) -> Table:
             (*_lead(method), *(_cell(found[method], f"{RECALL}{name}") for name in classes))
             for method in summary.methods
         ),
-        note=_level_note(level),
+        note=f"{_level_note(level)}{_interval_note(summary, level)}",
         n_text_columns=2,
     )
 
@@ -167,8 +167,8 @@ def _difference_text(comparison: Comparison) -> tuple[str, str]:
     if math.isnan(estimate.value):
         return "not defined", ""
     if math.isnan(estimate.low):
-        return f"{estimate.value:+.2f} (no interval)", ""
-    text = f"{estimate.value:+.2f} ({estimate.low:+.2f} to {estimate.high:+.2f})"
+        return f"{estimate.value:+z.2f} (no interval)", ""
+    text = f"{estimate.value:+z.2f} ({estimate.low:+z.2f} to {estimate.high:+z.2f})"
     return text, f"{comparison.p_holm:.3f}" if comparison.p_holm >= 0.001 else "<0.001"
 
 
@@ -205,10 +205,12 @@ def _ece_note(summary: Summary) -> str:
     return f" With fewer than {RELIABLE_ECE_PATIENTS} patients ECE is biased upward: read NLL and Brier first."
 
 
-def _undefined_note(summary: Summary, level: Level) -> str:
+def _interval_note(summary: Summary, level: Level) -> str:
     reasons = dict.fromkeys(result.estimate.reason for result in summary.results if result.level == level)
     said = [reason for reason in reasons if reason]
-    return f" Not defined: {'; '.join(said)}." if said else ""
+    is_point = any(result.estimate.low == result.estimate.high for result in summary.results if result.level == level)
+    point = " An interval of one point says that no drawn patient changes the figure, not that it is certain."
+    return (f" Not defined: {'; '.join(said)}." if said else "") + (point if is_point else "")
 
 
 def _short(cell: str) -> str:

@@ -30,7 +30,6 @@ from mil.task import Task
 from mil.text import order_classes, prototypes, task_concepts
 from mil.zeroshot import choose_top_j, resolve_pooling
 
-
 TILES_A_BAG_TO_FIT = 256
 """Tiles of each training bag that means and deviations are taken from."""
 

@@ -32,8 +32,8 @@ def bank(*, has_background: bool = True) -> TextBank:
     listed: list[PromptRow] = []
     for name in CLASSES:
         role = "background" if name == "normal" and has_background else "class"
-        for text in (f"{name} one", f"{name} two"):
-            listed.append(PromptRow(text=text, role=role, owner=name, class_name=name, template=""))
+        texts = (f"{name} one", f"{name} two")
+        listed += [PromptRow(text=text, role=role, owner=name, class_name=name, template="") for text in texts]
     for class_name, concept in CONCEPTS:
         listed.append(PromptRow(text=concept, role="concept", owner=concept, class_name=class_name, template=""))
     return TextBank(

@@ -14,7 +14,7 @@ def test_golden_positions_without_resampling():
 
 def test_golden_positions_at_an_odd_mpp_from_the_bounds_corner():
     grid = make_grid(Tiling(tile_px=100, tile_mpp=0.5, step_px=100), (0.499, 0.4), (37, 11, 330, 260))
-    # 100.2004 and 125 level-0 pixels a tile: starts 0, 100, 200 and 0, 125 beside the corner; 3 * 100.2 + .. fits, 4 do not
+    # A tile is 100.2 x 125 level-0 pixels: starts 0, 100, 200 and 0, 125 from the corner.
     assert grid.coords_lv0().tolist() == [[37, 11], [137, 11], [237, 11], [37, 136], [137, 136], [237, 136]]
 
 

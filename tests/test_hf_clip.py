@@ -66,7 +66,9 @@ def test_towers_equal_what_transformers_computes(encoder: HfClipEncoder):
         text = encoder._model.get_text_features(**inputs)
         text = getattr(text, "pooler_output", text)
     unit = torch.nn.functional.normalize
-    torch.testing.assert_close(encoder.embed_tiles(tiles(2), ["joint"])["joint"], unit(image, dim=-1), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        encoder.embed_tiles(tiles(2), ["joint"])["joint"], unit(image, dim=-1), atol=1e-6, rtol=1e-5
+    )
     torch.testing.assert_close(encoder.embed_texts(TEXTS), unit(text, dim=-1), atol=1e-5, rtol=1e-4)
 
 
@@ -114,7 +116,7 @@ def test_weights_that_lack_a_tensor_are_refused(tmp_path: Path):
 
 
 def test_what_is_no_model_says_what_is_wrong(tmp_path: Path):
-    with pytest.raises(InputError, match="config.json is missing"):
+    with pytest.raises(InputError, match=r"config\.json is missing"):
         _ = HfClipSource(path=str(tmp_path)).spec
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(InputError, match="model_type is 'bert', the hf_clip family reads clip, siglip"):

@@ -33,7 +33,9 @@ def test_a_dicom_folder_is_one_slide(tmp_path: Path):
 
 
 def test_csv_paths_are_relative_to_the_csv_and_mpp_is_read(tmp_path: Path):
-    (tmp_path / "t.csv").write_text("path,slide_id,mpp,mpp_x,mpp_y\ns/a.svs,A,0.5,,\ns/b.svs,,,0.25,0.26\ns/c.svs,,,,\n")
+    (tmp_path / "t.csv").write_text(
+        "path,slide_id,mpp,mpp_x,mpp_y\ns/a.svs,A,0.5,,\ns/b.svs,,,0.25,0.26\ns/c.svs,,,,\n"
+    )
     records = read_slide_table(tmp_path / "t.csv").records
     assert [(r.slide_id, r.mpp) for r in records] == [("A", (0.5, 0.5)), ("b", (0.25, 0.26)), ("c", None)]
     assert records[0].path == tmp_path / "s" / "a.svs"

@@ -40,7 +40,7 @@ def _random_cohort(number: int, fewest: int) -> Cohort:
 
 
 NUMBERS = st.integers(0, 2**32)
-"""Of a random cohort. Not drawn as one: beartype draws random numbers where it checks, which Hypothesis forbids inside."""
+"""Of a random cohort. Not drawn as one: beartype draws random numbers too, which Hypothesis forbids inside."""
 
 
 def _patients(table: SplitTable, fold: int, part: str) -> dict[str, str]:
@@ -72,7 +72,7 @@ def test_kfold_is_disjoint_complete_stratified_and_tests_each_patient_once(
     assert find_faults(table, cohort=cohort) == ()
 
 
-@MANY
+@settings(MANY, max_examples=100)
 @given(number=NUMBERS, seed=st.integers(0, 10_000))
 def test_few_shot_is_nested_and_has_the_test_parts_of_kfold(number: int, seed: int) -> None:
     cohort = _random_cohort(number, 9)
@@ -99,7 +99,7 @@ def test_few_shot_is_nested_and_has_the_test_parts_of_kfold(number: int, seed: i
         assert find_faults(table, cohort=cohort) == ()
 
 
-@MANY
+@settings(MANY, max_examples=50)
 @given(number=NUMBERS, seed=st.integers(0, 100))
 def test_the_order_of_rows_changes_nothing(number: int, seed: int) -> None:
     cohort = _random_cohort(number, 5)

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -7,11 +6,9 @@ import numpy as np
 import openslide
 import pytest
 
-from feature_extraction.errors import DamagedFileError
 from feature_extraction.synthetic.cohort import make_cohort, plan_cohort
 from feature_extraction.synthetic.slide import MOSAIC, SlidePlan, draw_slide
 from feature_extraction.synthetic.tiff import write_pyramid
-from feature_extraction.synthetic.truth import lesion_fraction, lesions_geojson
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +69,15 @@ def test_the_lesion_is_where_the_truth_says_and_covers_a_small_part(plan: SlideP
     blocks = changed.reshape(40, 32, 40, 32).mean(axis=(1, 3)).ravel()
     covered = fraction_of(with_lesion.lesions_lv0, coords, 32.0)
     assert blocks[covered > 0.99].mean() > 0.3
-    assert blocks[covered == 0].mean() < 0.02
+    assert blocks[covered == 0].mean() < 0.05
     is_tissue = (with_lesion.pixels.min(axis=2) < 215).reshape(40, 32, 40, 32).mean(axis=(1, 3)).ravel() > 0.25
     assert 0.03 < covered[is_tissue].mean() < 0.11
 
 
 def fraction_of(outlines: tuple[np.ndarray, ...], coords: np.ndarray, size: float) -> np.ndarray:
-    """An independent reference: the share of 8 x 8 sample points inside by the crossing rule."""
-    inside = np.zeros((len(coords), 8, 8), bool)
-    steps = (np.arange(8) + 0.5) * size / 8
+    """An independent reference: the share of 16 x 16 sample points inside by the crossing rule."""
+    inside = np.zeros((len(coords), 16, 16), bool)
+    steps = (np.arange(16) + 0.5) * size / 16
     x = coords[:, 0, None, None] + steps
     y = coords[:, 1, None, None] + steps[:, None]
     for outline in outlines:
@@ -90,33 +87,6 @@ def fraction_of(outlines: tuple[np.ndarray, ...], coords: np.ndarray, size: floa
                 odd ^= ((y0 > y) != (y1 > y)) & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
         inside |= odd
     return inside.mean(axis=(1, 2))
-
-
-def test_lesion_fraction_equals_the_crossing_rule(tmp_path: Path, plan: SlidePlan) -> None:
-    outlines = draw_slide(plan).lesions_lv0
-    path = tmp_path / "truth.geojson"
-    path.write_text(json.dumps(lesions_geojson(outlines, "keratinizing")))
-    coords = np.random.default_rng(0).integers(0, 1200, (300, 2))
-    got = lesion_fraction(path, coords, size_lv0=120.0)
-    assert np.abs(got - fraction_of(outlines, coords, 120.0)).max() < 0.03
-    assert got.max() > 0.5
-
-
-def test_lesion_fraction_of_known_squares_is_exact_and_overlap_counts_once(tmp_path: Path) -> None:
-    square = np.array([[0, 0], [10, 0], [10, 10], [0, 10], [0, 0]], float)
-    path = tmp_path / "truth.geojson"
-    path.write_text(json.dumps(lesions_geojson([square, square + 5], "glandular")))
-    coords = np.array([[0, 0], [5, 5], [-5, 0], [40, 40], [10, 0]])
-    assert lesion_fraction(path, coords, size_lv0=10.0) == pytest.approx([1, 1, 0.5, 0, 0.25])
-
-
-def test_a_slide_without_lesion_has_no_fraction_and_a_damaged_truth_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "truth.geojson"
-    path.write_text(json.dumps(lesions_geojson([], "normal")))
-    assert lesion_fraction(path, np.array([[0, 0]]), size_lv0=10.0).tolist() == [0]
-    path.write_text('{"type": "FeatureColl')
-    with pytest.raises(DamagedFileError, match=r"truth\.geojson"):
-        lesion_fraction(path, np.array([[0, 0]]), size_lv0=10.0)
 
 
 def test_labels_sites_and_second_slides_are_balanced_and_patients_have_one_label() -> None:
@@ -139,18 +109,18 @@ def stamps(folder: Path) -> dict[str, int]:
 
 def test_a_second_call_draws_nothing_and_a_damaged_slide_alone_is_drawn_again(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    cohort = make_cohort(tmp_path, n_patients=3, seed=5, progress=lambda done, total: seen.append((done, total)))
-    assert (cohort.n_slides, cohort.n_drawn) == (3, 3)
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    cohort = make_cohort(tmp_path, n_patients=2, seed=5, progress=lambda done, total: seen.append((done, total)))
+    assert (cohort.n_slides, cohort.n_drawn) == (2, 2)
+    assert seen == [(1, 2), (2, 2)]
     assert cohort.labels.read_text().splitlines()[0] == "patient_id,slide_id,site,label,path"
     before = stamps(tmp_path)
-    assert make_cohort(tmp_path, n_patients=3, seed=5).n_drawn == 0
+    assert make_cohort(tmp_path, n_patients=2, seed=5).n_drawn == 0
     assert stamps(tmp_path) == before
 
     victim = sorted(cohort.slides.iterdir())[1]
     whole = victim.read_bytes()
     victim.write_bytes(whole[:-1000])
-    assert make_cohort(tmp_path, n_patients=3, seed=5).n_drawn == 1
+    assert make_cohort(tmp_path, n_patients=2, seed=5).n_drawn == 1
     assert victim.read_bytes() == whole
     after = stamps(tmp_path)
     changed = {Path(name).name for name in before if before[name] != after[name]}

@@ -54,7 +54,9 @@ def test_specks_are_dropped_and_small_holes_filled():
 
 
 def test_otsu_equals_a_search_over_all_cuts():
-    values = np.concatenate([np.random.default_rng(0).normal(0.2, 0.05, 500), np.random.default_rng(1).normal(0.7, 0.1, 300)])
+    values = np.concatenate(
+        [np.random.default_rng(0).normal(0.2, 0.05, 500), np.random.default_rng(1).normal(0.7, 0.1, 300)]
+    )
     values = values.clip(0, 1).astype(np.float32)
     cuts = np.linspace(0, 1, 257)[1:-1]
     within = [

@@ -7,7 +7,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-WORDS = "a an the of image histology H&E tumor normal lung gland keratin pearls sheets stroma blood pen glass cells one two".split()
+TEXT = "a an the of image histology H&E tumor normal lung gland keratin pearls sheets stroma blood pen glass one two"
+WORDS = TEXT.split(" ")
 SIDE = 32
 
 

@@ -7,7 +7,7 @@ Each function draws one tissue over a shape and returns optical densities of thr
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from numpy.random import Generator
 
 from feature_extraction.synthetic.matrix import EOSIN, HAEMATOXYLIN, RED, Dyes, draw_stroma, empty
@@ -218,14 +218,14 @@ def _carve(
 
 def _ring_nuclei(
     rng: Generator,
-    centres: Points,
-    radii: Float32[np.ndarray, "gland"],
+    centres: Float32[np.ndarray, "gland 2"],
+    radii: Float[np.ndarray, "gland"],
     waves: Float32[np.ndarray, "gland 4 2"],
     kind: GlandKind,
-) -> tuple[Points, Float32[np.ndarray, "point"]]:
+) -> tuple[Float32[np.ndarray, "nucleus 2"], Float32[np.ndarray, "nucleus"]]:
     """Nuclei in rings along each gland's outline: positions (y, x) and angles, long axis towards the lumen."""
-    points: list[Points] = []
-    angles: list[Float32[np.ndarray, "point"]] = []
+    points: list[Float32[np.ndarray, "nucleus 2"]] = []
+    angles: list[Float32[np.ndarray, "nucleus"]] = []
     for centre, radius, wave in zip(centres, radii, waves, strict=True):
         for ring in kind.rings:
             count = max(3, int(2 * np.pi * radius * ring / kind.nucleus_step_px))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from numpy.random import Generator
 
 BANK = 48
@@ -100,8 +100,8 @@ def stamp_for_angle(angle: Float32[np.ndarray, "point"]) -> Int64[np.ndarray, "p
 
 
 def _outline(
-    rng: Generator, theta: Float32[np.ndarray, "stamp side side"], amplitude: float
-) -> Float32[np.ndarray, "stamp side side"]:
+    rng: Generator, theta: Float[np.ndarray, "stamp side side"], amplitude: float
+) -> Float[np.ndarray, "stamp side side"]:
     """Radius of a dented outline at each polar angle, around 1."""
     radius = np.ones_like(theta)
     for harmonic in (2, 3, 4):

@@ -145,8 +145,7 @@ def _paint(
         return
     rows, columns = (slice(max(0, part.start - 2), part.stop + 2) for part in where[0])
     coarse = gaussian_filter(is_here[rows, columns].astype(np.float32), 0.8)
-    n_rows, n_columns = np.shape(coarse)
-    box_shape = (n_rows * COARSE, n_columns * COARSE)
+    box_shape = (len(coarse) * COARSE, coarse[0].size * COARSE)
     top, left = rows.start * COARSE, columns.start * COARSE
     target = dyes[:, top : top + box_shape[0], left : left + box_shape[1]]
     share = resize_field(coarse, box_shape).clip(0, 1)

@@ -39,7 +39,7 @@ def draw_fields(seed: int, *, n_each: int, n_stains: int, likeness: tuple[float,
         variety: Spread of the stains.
     """
     rng = np.random.default_rng(seed)
-    pixels: list[Pixels] = []
+    pixels: list[UInt8[np.ndarray, "192 192 3"]] = []
     tissues: list[int] = []
     for index, tissue in enumerate(TISSUES):
         for _ in range(n_each):
@@ -51,7 +51,7 @@ def draw_fields(seed: int, *, n_each: int, n_stains: int, likeness: tuple[float,
     return Fields(pixels=np.stack(pixels), tissues=np.array(tissues))
 
 
-def as_scanned(pixels: Pixels, rng: Generator) -> Pixels:
+def as_scanned(pixels: Pixels, rng: Generator) -> UInt8[np.ndarray, "half_height half_width 3"]:
     """JPEG at 0.5 µm per pixel, then antialiased to 1 µm, as tiles come from a slide."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "jpeg", quality=int(rng.integers(70, 93)))

@@ -21,10 +21,10 @@ from mil.tables import summary_tables
 
 BUG = 1
 ABOUT = (
-    "Every slide here is a drawing and the encoder is a toy trained on such drawings: this shows that the steps work "
-    "together, and nothing about medicine.",
-    "The classes differ in a few per cent of the tiles only. Zero-shot uses no label; the rows with shots train on that "
-    "many patients a class.",
+    "Every slide here is a drawing and the encoder is a toy trained on such drawings.",
+    "It shows that the steps work together, and nothing about medicine.",
+    "The classes differ in a few per cent of the tiles only.",
+    "Zero-shot uses no label; the rows with shots train on that many patients a class.",
 )
 
 
@@ -35,7 +35,10 @@ def run(config: DictConfig) -> int:
     out = Path(config.out)
     paths = _draw(config, out, console)
     size = Size(folds=config.folds, shots=config.shots, seed=config.seed, max_epochs=config.max_epochs)
-    for steps in (lambda: steps_to_features(paths, size), lambda: steps_to_results(paths, size, _only_bank(out / "bank"))):
+    for steps in (
+        lambda: steps_to_features(paths, size),
+        lambda: steps_to_results(paths, size, _only_bank(out / "bank")),
+    ):
         for words in steps():
             console.print(f"\npromptmil {' '.join(words)}", style="bold", soft_wrap=True, markup=False, highlight=False)
             code = main(words)
@@ -85,7 +88,7 @@ def _report(config: DictConfig, paths: Paths, record: dict[str, object]) -> None
         Figure(
             title=slide_id,
             png=(paths.maps / f"{slide_id}.png").read_bytes(),
-            caption="Left the slide, right what speaks for (orange) and against (purple) the class; the model had not seen it.",
+            caption="Left the slide; right what speaks for (orange) and against (purple) the class. Unseen in training.",
         )
         for slide_id in chosen
     ]
@@ -110,7 +113,7 @@ def _auc_table(tile_auc: object) -> Table:
         columns=("layer of the map (prompt, all labels)", "mean AUC over slides"),
         rows=tuple(rows),
         note=(
-            f"Mean over the {values.get('slides', 0)} slides that have lesion tiles. Contributions and attention are zero "
-            "outside the chosen tiles, which bounds their AUC; evidence is given for every tile."
+            f"Mean over the {values.get('slides', 0)} slides that have lesion tiles. Contributions and attention are "
+            "zero outside the chosen tiles, which bounds their AUC; evidence is given for every tile."
         ),
     )

@@ -1,6 +1,5 @@
 """`promptmil zeroshot`: feature files + text bank -> predictions without training."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from feature_extraction.errors import InputError
 from feature_extraction.files import address, publish_json, publish_text
 from feature_extraction.text_bank import TextBank, read_bank, require_match
 from mil.bag import NO_TISSUE, BagSet, FeatureFolder, load_bags
-from mil.cohort import read_labels
+from mil.cohort import CohortRow, read_labels
 from mil.commands import settings
 from mil.metrics import classification_metrics
 from mil.parts import Pooling
@@ -22,13 +21,6 @@ from mil.text import order_classes
 from mil.zeroshot import choose_top_j, resolve_pooling, slide_logits, softmax
 
 PARTLY_FAILED = 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Slide:
-    slide_id: str
-    patient_id: str
-    label: str
 
 
 def run(config: DictConfig) -> int:
@@ -96,12 +88,11 @@ def run(config: DictConfig) -> int:
     return PARTLY_FAILED if any(reason != NO_TISSUE for reason in bags.unused.values()) else 0
 
 
-def _slides(config: DictConfig, features: FeatureFolder) -> list[_Slide]:
+def _slides(config: DictConfig, features: FeatureFolder) -> list[CohortRow]:
     """The slides of the labels table, else every slide of the folder."""
     if config.labels is None:
-        return [_Slide(slide_id, "", "") for slide_id in features.slide_ids()]
-    cohort = read_labels(Path(config.labels), slide_is_patient=config.slide_is_patient)
-    return [_Slide(row.slide_id, row.patient_id, row.label) for row in cohort.rows]
+        return [CohortRow(slide_id=slide_id, patient_id="", label="", site=None) for slide_id in features.slide_ids()]
+    return list(read_labels(Path(config.labels), slide_is_patient=config.slide_is_patient).rows)
 
 
 def _pooling(config: DictConfig, bank: TextBank, bags: BagSet, classes: list[str]) -> Pooling:
@@ -121,7 +112,7 @@ def _pooling(config: DictConfig, bank: TextBank, bags: BagSet, classes: list[str
     return Pooling(rule=pooling.rule, top_j=choose_top_j(chosen, labels, bank, classes, pooling))
 
 
-def _metrics(slides: list[_Slide], probabilities: np.ndarray, classes: list[str]) -> dict[str, object]:
+def _metrics(slides: list[CohortRow], probabilities: np.ndarray, classes: list[str]) -> dict[str, object]:
     if not all(slide.label for slide in slides):
         return {}
     labels = np.array([classes.index(slide.label) for slide in slides])

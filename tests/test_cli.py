@@ -1,0 +1,66 @@
+"""The console: help without torch, exit codes, messages that say what to do."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mil.cli import COMMANDS, main
+
+
+def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["extract", "--help"], ["train", "--cfg", "job"]])
+def test_help_and_configuration_load_no_torch(words: list[str]):
+    code = f"import sys; from mil.cli import main; code = main({words!r}); sys.exit(code or ('torch' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("demo", "doctor")])
+def test_missing_keys_are_all_named(name: str, capsys: pytest.CaptureFixture[str]):
+    assert main([name]) == 2
+    assert "needs " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["extrakt"], "unknown command 'extrakt'"),
+        (["extract", "no_such_key=1", "slides=x", "out=y"], "no_such_key"),
+        (["extract", "encoder=none", "slides=x", "out=y"], "encoder/none"),
+        (["extract", "slides=/nowhere", "out=y"], "expected a folder of slides or a .csv table"),
+        (["prompts", "prompts=none", "out=y"], "no such set; known: demo"),
+    ],
+)
+def test_bad_input_ends_with_two_and_says_why(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_geometry_the_encoder_was_not_trained_for_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "a.svs").touch()
+    words = ["extract", f"slides={tmp_path}", f"out={tmp_path / 'out'}", "tiling.tile_mpp=0.25"]
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert "trained at 1.0" in message
+    assert "tiling.allow_off_spec=true" in message
+    assert main([*words, "tiling.allow_off_spec=true"]) == 3  # it starts, and the empty file fails as a slide
+
+
+def test_doctor_is_content_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["doctor", f"out={tmp_path}"]) == 0
+    shown = capsys.readouterr().err
+    assert "OpenSlide" in shown
+    assert "licence Apache-2.0" in shown
+
+
+def test_doctor_finds_missing_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["doctor", f"out={tmp_path}", "encoder=hf_clip", f"encoder.path={tmp_path}"]) == 1
+    assert "config.json is missing" in " ".join(capsys.readouterr().err.split())
