@@ -88,7 +88,7 @@ def _report(config: DictConfig, paths: Paths, record: dict[str, object]) -> None
         Figure(
             title=slide_id,
             png=(paths.maps / f"{slide_id}.png").read_bytes(),
-            caption="Left the slide; right what speaks for (orange) and against (purple) the class. Unseen in training.",
+            caption="Left the slide; right what speaks for (orange) and against (purple) the class.",
         )
         for slide_id in chosen
     ]
