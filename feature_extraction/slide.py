@@ -115,6 +115,10 @@ class Slide:
         """Give the file handle back."""
         self._handle.close()
 
+    def bounds_lv0(self) -> tuple[int, int, int, int]:
+        """The scanned area: x, y, width, height in level-0 pixels."""
+        return _bounds(self._handle.properties, *self._handle.dimensions)
+
     def info(self, table_mpp: tuple[float, float] | None, rule: MppRule) -> SlideInfo:
         """Everything the grid and the feature file need to know.
 
@@ -131,7 +135,7 @@ class Slide:
             width_lv0=width,
             height_lv0=height,
             downsamples=self.downsamples,
-            bounds_lv0=_bounds(properties, width, height),
+            bounds_lv0=self.bounds_lv0(),
             mpp=find_mpp(self.slide_id, properties, table_mpp, rule),
             objective_power=_number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
             vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),

@@ -10,6 +10,7 @@ from jaxtyping import install_import_hook
 install_import_hook(["mil", "feature_extraction"], "beartype.beartype")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes on two cores must not fight over them
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,7 +1,7 @@
 """Run `promptmil extract` again and again in forked children, kill each at a random moment, then let one finish.
 
 Forked from a process that has imported everything, so that the kills fall into the work and not into the imports.
-Prints one JSON line: how many children were killed at work, and every change of a feature file after it was first whole.
+Prints one JSON line: how many children were killed at work, and every change of a file after it was first whole.
 """
 
 import json

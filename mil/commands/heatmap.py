@@ -1,7 +1,9 @@
 """`promptmil heatmap`: run + features (+ slides) -> contributions per tile, PNG overview, GeoJSON for QuPath."""
 
+import importlib.metadata
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from omegaconf import DictConfig
@@ -9,11 +11,12 @@ from rich.console import Console
 from rich.progress import track
 
 from feature_extraction.errors import DamagedFileError, InputError, SlideError
-from feature_extraction.files import publish, publish_json
-from feature_extraction.slide import Slide
+from feature_extraction.files import address, is_valid, publish, publish_json, read_json, sha256_of_file
+from feature_extraction.slide import Slide, fingerprint_file
 from feature_extraction.slides import read_slide_table
 from feature_extraction.store import FeatureHeader
 from mil.bag import FeatureFolder, load_bags
+from mil.checkpoint import TENSORS
 from mil.commands import settings
 from mil.contributions import Explanation, auc_against, explain
 from mil.explain import (
@@ -30,6 +33,7 @@ from mil.truth import covered_fraction, read_regions
 
 PARTLY_FAILED = 3
 THUMBNAIL_UM = 4.0
+MAP_FILES = (".tiles.parquet", ".tiles.geojson.gz", ".regions.geojson", ".png")
 POSITIVE_FRACTION = 0.5
 """A tile counts as inside a true region when at least this share of it lies there."""
 
@@ -79,6 +83,10 @@ def _map_slide(
 ) -> dict[str, object]:
     """Write the files of one slide; returns its line of the summary."""
     card = loaded.card
+    wanted = _address(slide_id, loaded, features, path, config)
+    record = Path(config.out) / ".work" / f"{slide_id}.json"
+    if is_valid(record, lambda file: _check_map(file, wanted)):
+        return dict(cast("dict[str, object]", read_json(record)["line"]))
     bags = load_bags(features, [slide_id], space=card.space, nontask_of=loaded.nontask_bank())
     if slide_id in bags.unused:
         raise DamagedFileError(f"slide={slide_id}: {bags.unused[slide_id]}")
@@ -119,7 +127,35 @@ def _map_slide(
     if config.truth is not None and label and label != card.background:
         region = read_regions(Path(config.truth) / f"{slide_id}.geojson")
         line |= _aucs(explanation, card.classes.index(label), region)
+    files = {f"{slide_id}{suffix}": sha256_of_file(out / f"{slide_id}{suffix}") for suffix in MAP_FILES}
+    publish_json(record, {"address": wanted, "files": files, "line": line})
     return line
+
+
+def _address(slide_id: str, loaded: LoadedRun, features: FeatureFolder, path: Path | None, config: DictConfig) -> str:
+    """What determines a map; a map that has this address already is not made again."""
+    truth = None if config.truth is None else Path(config.truth) / f"{slide_id}.geojson"
+    return address(
+        {
+            "model": sha256_of_file(loaded.folder / TENSORS),
+            "features": features.open(slide_id).content_sha256,
+            "slide": None if path is None else fingerprint_file(path),
+            "truth": None if truth is None or not truth.is_file() else sha256_of_file(truth),
+            "region_share": config.region_share,
+            "version": importlib.metadata.version("promptmil"),
+        }
+    )
+
+
+def _check_map(record: Path, wanted: str) -> None:
+    """Raise unless this record is of the wanted map and its files are as they were written."""
+    content = read_json(record)
+    files = content.get("files")
+    if content.get("address") != wanted or not isinstance(files, dict):
+        raise DamagedFileError(f"{record.name}: of another map")
+    for name, expected in files.items():
+        if sha256_of_file(record.parent.parent / str(name)) != expected:
+            raise DamagedFileError(f"{name}: not as it was written")
 
 
 def _aucs(explanation: Explanation, column: int, region: object) -> dict[str, object]:
