@@ -131,10 +131,19 @@ def write_bank(path: Path, bank: TextBank) -> None:
 def read_bank(path: Path) -> TextBank:
     """Read a bank.
 
+    Args:
+        path: The file, or a folder with exactly one bank in it.
+
     Raises:
-        InputError: There is no such file.
+        InputError: There is no such file, or the folder holds none or several.
         DamagedFileError: It is not a text bank of ours.
     """
+    if path.is_dir():
+        inside = sorted(path.glob("*.safetensors"))
+        if len(inside) != 1:
+            names = ", ".join(file.name for file in inside) or "none"
+            raise InputError(f"bank={path}: expected one text bank in this folder, got {names}; name one of them")
+        path = inside[0]
     if not path.is_file():
         raise InputError(f"bank={path}: no such file; make it with `promptmil prompts`")
     try:

@@ -26,7 +26,9 @@ COMMANDS = {
     "heatmap": ("mil.commands.heatmap", "run + features -> contributions, PNG, GeoJSON for QuPath"),
 }
 PROMPTS_KEY = "prompts="
-FLAGS_WITH_VALUE = frozenset({"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p"})
+FLAGS_WITH_VALUE = frozenset(
+    {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c"}
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

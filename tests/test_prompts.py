@@ -90,6 +90,10 @@ def test_a_bank_comes_back_and_its_vectors_are_normalised_means(tmp_path: Path, 
     )
     np.testing.assert_allclose(found.class_vector("a"), mean / np.linalg.norm(mean), atol=1e-6)
     assert found.logit_scale == encoder.logit_scale
+    assert read_bank(tmp_path).rows == bank.rows  # a folder with one bank names it
+    write_bank(tmp_path / "other.safetensors", bank)
+    with pytest.raises(InputError, match=r"expected one text bank .*bank\.safetensors, other\.safetensors"):
+        read_bank(tmp_path)
 
 
 def test_the_sets_address_is_its_content(tmp_path: Path):

@@ -1,0 +1,70 @@
+"""What the README tells people to type is what the project has."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from feature_extraction.synthetic.cohort import plan_cohort
+from mil.cli import COMMANDS, main
+from mil.cohort import Cohort, CohortRow
+from mil.schemes import make_split
+from mil.splits import read_split
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = [block.replace("\\\n", " ") for block in re.findall(r"```\n(.*?)```", TEXT, flags=re.S)]
+LINES = [line.strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+
+
+def test_the_two_commands_are_targets_of_the_makefile():
+    assert [line for line in LINES if line.startswith("make")] == ["make demo", "make test"]
+    for target in ("demo", "test"):
+        shown = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert {"demo": "promptmil demo", "test": "pytest"}[target] in shown
+
+
+def test_ci_runs_the_test_command():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert re.search(r"^make test$", script, flags=re.M)
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("promptmil")])
+def test_each_command_composes_with_the_keys_it_names(line: str, capsys: pytest.CaptureFixture[str]):
+    name, *words = shlex.split(line)[1:]
+    assert name in COMMANDS
+    single = [re.sub(r"=(.*?),.*", r"=\1", word) for word in words if word != "-m"]
+    assert main([name, *single, "--cfg", "job"]) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.pipeline
+def test_the_demo_runs_every_step_and_does_nothing_twice(tmp_path: Path):
+    """The command behind `make demo`, on a smaller cohort."""
+    out = tmp_path / "demo"
+    words = ["demo", f"out={out}", "patients=12", "folds=2", "max_epochs=2", "maps=3"]
+    assert main(words) == 0
+    report = (out / "report.html").read_text()
+    for shown in ("zeroshot", "prompt", "gated_abmil", "2 shots", "all labels", "evidence", "P001-S1"):
+        assert shown in report
+    assert report.count("data:image/png;base64,") >= 5
+    results = pd.read_csv(out / "summary" / "results.csv")
+    assert set(results["aggregator"]) == {"zeroshot", "prompt", "gated_abmil"}
+    kinds = ("*.h5", "*.svs", "*.tiff", "done.json", "*.tiles.parquet", "*.png")
+    before = {
+        path: path.stat().st_mtime_ns for kind in kinds for path in out.rglob(kind) if "zeroshot" not in path.parts
+    }
+    assert len(before) > 40
+    assert main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_the_committed_split_is_the_demos():
+    slides = plan_cohort(n_patients=42, seed=0)
+    rows = [CohortRow(slide_id=s.slide_id, patient_id=s.patient_id, label=s.plan.label, site=s.site) for s in slides]
+    drawn = make_split(Cohort(rows=tuple(rows)), scheme="kfold", folds=5, seed=0)
+    assert drawn.sha256() == read_split(ROOT / "splits" / "demo" / "kfold.csv").sha256()
