@@ -2,7 +2,7 @@
 
     python benchmarks/cohort.py --data <folder> --weights <folder> --out <folder> [--prompts lung] [--precision bf16]
 
-``--data`` holds ``slides/``, ``labels.csv`` (patient_id, slide_id, label) and ``truth/<slide_id>.geojson``; ``--weights``
+``--data`` holds ``slides/``, ``labels.csv`` (patient_id, slide_id, label), ``truth/<slide_id>.geojson``; ``--weights``
 is a dual encoder in transformers' format. Prints a Markdown table: balanced accuracy and macro-AUC per slide with 95 %
 patient bootstrap intervals. The last two rows are controls outside the product: logistic regression (scikit-learn) on
 mean-pooled joint vectors, and on the mean and deviation of each slide's colours.

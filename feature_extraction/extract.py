@@ -16,14 +16,12 @@ from jaxtyping import Bool, Float32, UInt8
 
 from feature_extraction.claims import claim
 from feature_extraction.encoder import Encoder
-from feature_extraction.errors import DamagedFileError, SlideError
-from feature_extraction.files import is_valid
+from feature_extraction.errors import SlideError
 from feature_extraction.plan import plan_slide
 from feature_extraction.reader import ReaderPool, ReadJob, ReadTiles, TileSource, map_ahead
-from feature_extraction.slide import fingerprint_file
+from feature_extraction.resume import find_done
 from feature_extraction.slides import SlideRecord, SlideTable
 from feature_extraction.status import Outcome, write_record
-from feature_extraction.store import FeatureFile, check_features
 from feature_extraction.work import EncoderFacts, Extraction, SlideWork, journal_path, side_by_side
 
 TILES_A_JOB = 8
@@ -111,7 +109,7 @@ class Extractor:
                 self._take(read)
                 if self._should_stop():
                     break
-            else:
+            if not self._should_stop():
                 self._embed_waiting(flush=True)
         for work in self._works.values():
             work.close()
@@ -125,15 +123,16 @@ class Extractor:
         """Find a slide done, or claim and plan it. Runs on the planner's thread."""
         claimed = ExitStack()
         try:
-            done = self._find_done(record)
-            if done is not None:
-                return done
+            done = find_done(self._folder, record, self._extraction, self._fingerprint)
             lock = self._folder / ".work" / "locks" / f"{record.slide_id}.lock"
             if not claimed.enter_context(claim(lock)):
-                return Outcome(slide_id=record.slide_id, status="elsewhere")
-            rule = self._extraction
-            plan = plan_slide(record, tiling=rule.tiling, tissue=rule.tissue, mpp=rule.mpp)
-            return SlideWork(plan, self._extraction, self._facts, self._folder, claimed.pop_all())
+                return done or Outcome(slide_id=record.slide_id, status="elsewhere")
+            # Another worker may have sealed it between the question and the claim.
+            done = done or find_done(self._folder, record, self._extraction, self._fingerprint)
+            if done is None:
+                return self._plan(record, claimed)
+            journal_path(self._folder, record.slide_id).unlink(missing_ok=True)  # left by a kill just after sealing
+            return done
         except SlideError as error:
             return Outcome.failed(error)
         except OSError as error:
@@ -141,26 +140,28 @@ class Extractor:
         finally:
             claimed.close()
 
-    def _find_done(self, record: SlideRecord) -> Outcome | None:
-        """The outcome of an earlier run, if its file is whole and is what this run would make."""
-        path = self._folder / f"{record.slide_id}.h5"
-        found: list[FeatureFile] = []
-
-        def check(path: Path) -> None:
-            fingerprint = fingerprint_file(record.path)
-            file = check_features(path, extraction_fingerprint=self._fingerprint, slide_fingerprint=fingerprint)
-            if not _same_mpp(file, record):
-                raise DamagedFileError(f"{path.name}: the mpp in the slide table has changed")
-            found.append(file)
-
-        if not is_valid(path, check):
-            return None
-        journal_path(self._folder, record.slide_id).unlink(missing_ok=True)  # left by a kill just after sealing
-        return _outcome_of(found[0])
+    def _plan(self, record: SlideRecord, claimed: ExitStack) -> SlideWork:
+        """Open the slide and its journal; the work takes the claim over."""
+        rule = self._extraction
+        try:
+            plan = plan_slide(record, tiling=rule.tiling, tissue=rule.tissue, mpp=rule.mpp)
+        except (OSError, MemoryError) as error:
+            raise SlideError(
+                slide_id=record.slide_id,
+                stage="open",
+                cause=f"{record.path.name} cannot be read: {error or type(error).__name__}",
+                remedy="check the disk it lies on and its rights, then run the same command again",
+                code="E-read",
+            ) from error
+        return SlideWork(plan, rule, self._facts, self._folder, claimed.pop_all())
 
     def _jobs(self, prepared: Iterable[SlideWork | Outcome]) -> Iterator[ReadJob]:
         """Cut slides into jobs, from the first row that is not in the journal."""
         for work in prepared:
+            if self._should_stop():
+                if isinstance(work, SlideWork):
+                    self._works[work.slide_id] = work
+                return
             if isinstance(work, Outcome):
                 self._finish(work)
                 continue
@@ -216,8 +217,13 @@ class Extractor:
 
     def _embed_batch(self) -> Float32[np.ndarray, "tile width"]:
         """Rows of the batch, all spaces side by side."""
-        is_mixed = self._extraction.precision == "bf16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=is_mixed):
+        rows = self._embed_in(torch.bfloat16) if self._extraction.precision == "bf16" else None
+        if rows is None or not np.isfinite(rows).all():  # half precision overflowed: once more in float32
+            rows = self._embed_in(None)
+        return rows
+
+    def _embed_in(self, dtype: torch.dtype | None) -> Float32[np.ndarray, "tile width"]:
+        with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
             embeddings = self._encoder.embed_tiles(self._batch, self._extraction.spaces)
         return side_by_side({space: v.float().numpy() for space, v in embeddings.items()}, self._extraction.spaces)
 
@@ -278,7 +284,10 @@ class Extractor:
         self._finish(Outcome.failed(error))
 
     def _finish(self, outcome: Outcome) -> None:
-        """Record what became of a slide."""
+        """Record what became of a slide, unless that is another worker's to say."""
+        if outcome.status == "elsewhere":
+            self._on_outcome(outcome)
+            return
         try:
             write_record(self._folder / ".work" / "records", outcome)
         except OSError as error:
@@ -289,25 +298,6 @@ class Extractor:
 def folder_name(encoder: Encoder, extraction: Extraction) -> str:
     """``<encoder>-<hash8>``: two configurations can never share a folder."""
     return f"{encoder.spec.name}-{extraction.fingerprint(encoder.spec, encoder.fingerprint)[:8]}"
-
-
-def _same_mpp(file: FeatureFile, record: SlideRecord) -> bool:
-    """Whether the file used the slide table's mpp exactly as the table has it now."""
-    if record.mpp is None:
-        return file.header.mpp_source != "table"
-    return (file.header.slide_mpp_x, file.header.slide_mpp_y) == record.mpp
-
-
-def _outcome_of(file: FeatureFile) -> Outcome:
-    return Outcome(
-        slide_id=file.header.slide_id,
-        status="done" if file.shape[0] else "empty",
-        n_tiles=file.shape[0],
-        n_failed=len(file.failed_coords_lv0),
-        slide_mpp=file.header.slide_mpp_x,
-        mpp_source=file.header.mpp_source,
-        file=file.path.name,
-    )
 
 
 def _disk_error(slide_id: str, error: OSError) -> SlideError:

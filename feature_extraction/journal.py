@@ -9,6 +9,7 @@ import json
 import os
 import struct
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -61,14 +62,20 @@ class Journal:
         return np.concatenate(parts)
 
     def close(self) -> None:
-        """Stop; the rows stay for the next run."""
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
+        """Stop; the rows stay for the next run.
+
+        On a full disk the last block may be lost: it does not add up and is read again, so nothing is raised.
+        """
+        with suppress(OSError):
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        with suppress(OSError):
+            self._stream.close()
 
     def remove(self) -> None:
         """Stop and delete: the rows are sealed elsewhere, or worthless."""
-        self._stream.close()
+        with suppress(OSError):
+            self._stream.close()
         self.path.unlink(missing_ok=True)
 
     def _recover(self) -> tuple[int, int]:

@@ -7,7 +7,8 @@ from jaxtyping import Float32, Int64
 
 from feature_extraction.errors import SlideError
 from feature_extraction.grid import Grid, Tiling, make_grid
-from feature_extraction.slide import MppRule, Slide, SlideInfo
+from feature_extraction.mpp import MppRule
+from feature_extraction.slide import Slide, SlideInfo
 from feature_extraction.slides import SlideRecord
 from feature_extraction.tissue import TissueRule, find_tissue, tissue_fraction
 

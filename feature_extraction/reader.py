@@ -117,6 +117,8 @@ class ReaderPool:
                 is_read[row] = True
             except SlideError as error:
                 first_error = first_error or error
+            except (OSError, MemoryError) as error:
+                first_error = first_error or _read_error(job.source, error)
         return ReadTiles(job=job, tiles=tiles, is_read=is_read, error=first_error)
 
     def _read_tile(self, source: TileSource, corner: tuple[int, int]) -> UInt8[np.ndarray, "side side 3"]:
@@ -148,6 +150,16 @@ class ReaderPool:
         slide = self._local.handles.pop(path, None)
         if slide is not None:
             slide.close()
+
+
+def _read_error(source: TileSource, error: Exception) -> SlideError:
+    return SlideError(
+        slide_id=source.slide_id,
+        stage="tile",
+        cause=f"{source.path.name} cannot be read: {error or type(error).__name__}",
+        remedy="check the disk it lies on, then run the same command again",
+        code="E-read",
+    )
 
 
 def map_ahead(

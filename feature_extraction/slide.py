@@ -1,10 +1,11 @@
-"""Open one slide: its true mpp and where that came from, RGB on its background, the level to read.
+"""Open one slide: what it says of itself, RGB on its background, the level to read.
 
 The only room that sees OpenSlide. It stays the authority on what a slide's pixels are.
 """
 
 import hashlib
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,40 +18,15 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from feature_extraction.errors import SlideError
+from feature_extraction.mpp import Mpp, MppRule, find_mpp, number
 
-MPP_RANGE = (0.05, 4.0)
-"""Micrometres per pixel that a microscope scan can have at its finest level; anything else is a wrong tag."""
 SHRINK_SLACK = 1.01
 """A level may be this much coarser than asked and still count as fine enough (downsamples are stored rounded)."""
 SAMPLE_BYTES = 1 << 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MppRule:
-    """How a slide's mpp is found when the table does not give it.
-
-    Attributes:
-        default_mpp: Used when nothing else is known, None to refuse the slide.
-        from_objective: Whether 10 / objective power may stand in for a missing mpp.
-    """
-
-    default_mpp: float | None = None
-    from_objective: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mpp:
-    """Micrometres per level-0 pixel, and where that is known from.
-
-    Attributes:
-        x: Along the width.
-        y: Along the height.
-        source: ``table``, ``openslide``, ``tiff``, ``objective`` or ``default``.
-    """
-
-    x: float
-    y: float
-    source: str
+MAX_REGION_PIXELS = 1 << 28
+"""The largest region read at once: 1 GiB as RGBA. A slide without a pyramid must not take the machine down."""
+TIFF_ERRORS = (tifffile.TiffFileError, struct.error, ValueError, LookupError, TypeError, ArithmeticError, OSError)
+"""What tifffile raises on damaged directories."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,13 +71,15 @@ class Slide:
         self.path = path
         try:
             self._handle = openslide.OpenSlide(path)
-        except (openslide.OpenSlideError, OSError) as error:
+            if cache is not None:
+                self._handle.set_cache(cache)
+            self.downsamples = tuple(float(factor) for factor in self._handle.level_downsamples)
+            self._size_lv0 = self._handle.dimensions
+            self._properties = dict(self._handle.properties)
+        except (openslide.OpenSlideError, OSError, ValueError) as error:
             raise _open_error(slide_id, path, error) from error
-        if cache is not None:
-            self._handle.set_cache(cache)
-        self.downsamples = tuple(float(factor) for factor in self._handle.level_downsamples)
-        colour = self._handle.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR) or "ffffff"
-        self._background = "#" + colour
+        colour = self._properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR) or ""
+        self._background = f"#{colour}" if re.fullmatch("[0-9a-fA-F]{6}", colour) else "#ffffff"
 
     def __enter__(self) -> "Slide":
         return self
@@ -117,7 +95,7 @@ class Slide:
 
     def bounds_lv0(self) -> tuple[int, int, int, int]:
         """The scanned area: x, y, width, height in level-0 pixels."""
-        return _bounds(self._handle.properties, *self._handle.dimensions)
+        return _bounds(self._properties, *self._size_lv0)
 
     def info(self, table_mpp: tuple[float, float] | None, rule: MppRule) -> SlideInfo:
         """Everything the grid and the feature file need to know.
@@ -129,15 +107,15 @@ class Slide:
         Raises:
             SlideError: No plausible mpp anywhere.
         """
-        properties = self._handle.properties
-        width, height = self._handle.dimensions
+        properties = self._properties
+        width, height = self._size_lv0
         return SlideInfo(
             width_lv0=width,
             height_lv0=height,
             downsamples=self.downsamples,
             bounds_lv0=self.bounds_lv0(),
             mpp=find_mpp(self.slide_id, properties, table_mpp, rule),
-            objective_power=_number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
+            objective_power=number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
             vendor=properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
             fingerprint=fingerprint_file(self.path),
         )
@@ -185,6 +163,14 @@ class Slide:
         return np.asarray(picture.resize(target, Image.Resampling.BOX))
 
     def _read(self, corner_lv0: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
+        if size[0] * size[1] > MAX_REGION_PIXELS:
+            raise SlideError(
+                slide_id=self.slide_id,
+                stage="tile",
+                cause=f"its level {level} as one region has {size[0]:,} x {size[1]:,} pixels: it has no pyramid",
+                remedy="convert it to a pyramid (vips tiffsave --tile --pyramid), or set tissue=none",
+                code="E-pyramid",
+            )
         try:
             region = self._handle.read_region(corner_lv0, level, size)
         except openslide.OpenSlideError as error:
@@ -211,39 +197,6 @@ def shared_cache(n_bytes: int) -> openslide.OpenSlideCache:
     return openslide.OpenSlideCache(n_bytes)
 
 
-def find_mpp(slide_id: str, properties: Mapping[str, str], table_mpp: tuple[float, float] | None, rule: MppRule) -> Mpp:
-    """Follow the chain of sources to the first plausible mpp.
-
-    Order: the slide table, OpenSlide's own value, TIFF resolution tags, the objective power (only when allowed), the
-    default. Values outside `MPP_RANGE` are passed over.
-
-    Raises:
-        SlideError: None of them; the message lists what was seen.
-    """
-    if table_mpp is not None:
-        return Mpp(x=table_mpp[0], y=table_mpp[1], source="table")
-    power = _number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
-    by_power = 10 / power if power else None
-    seen: list[str] = []
-    for source, x, y in (
-        ("openslide", _number(properties.get("openslide.mpp-x")), _number(properties.get("openslide.mpp-y"))),
-        ("tiff", _tiff_mpp(properties, "X"), _tiff_mpp(properties, "Y")),
-        ("objective", by_power, by_power),
-    ):
-        if x is None or y is None:
-            continue
-        plausible = all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in (x, y))
-        if plausible and (source != "objective" or rule.from_objective):
-            return Mpp(x=x, y=y, source=source)
-        seen.append(f"{source} {x:g} x {y:g}" + ("" if plausible else " (outside .05-4)"))
-    if rule.default_mpp is not None:
-        return Mpp(x=rule.default_mpp, y=rule.default_mpp, source="default")
-    found = "; seen: " + ", ".join(seen) if seen else "; no resolution tag and no objective power in it"
-    remedy = "give it in a slides.csv (columns path, mpp), or set default_mpp=…, or mpp_from_objective=true"
-    cause = f"no plausible micrometres per pixel in its metadata{found}"
-    raise SlideError(slide_id=slide_id, stage="mpp", cause=cause, remedy=remedy, code="E-mpp")
-
-
 def fingerprint_file(path: Path) -> str:
     """Hex SHA-256 over a file's size and its first, middle and last 64 KiB."""
     with path.open("rb") as stream:
@@ -263,25 +216,11 @@ def _bounds(properties: Mapping[str, str], width: int, height: int) -> tuple[int
         openslide.PROPERTY_NAME_BOUNDS_WIDTH,
         openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
     )
-    values = [_number(properties.get(key)) for key in keys]
+    values = [number(properties.get(key)) for key in keys]
     x, y, w, h = (None if value is None else int(value) for value in values)
     if x is None or y is None or w is None or h is None:
         return 0, 0, width, height
     return x, y, min(w, width - x), min(h, height - y)
-
-
-def _tiff_mpp(properties: Mapping[str, str], axis: str) -> float | None:
-    """µm per pixel from a TIFF's resolution tags (pixels per inch or centimetre)."""
-    resolution = _number(properties.get(f"tiff.{axis}Resolution"))
-    unit_um = {"inch": 25_400.0, "centimeter": 10_000.0}.get(properties.get("tiff.ResolutionUnit", ""))
-    return unit_um / resolution if resolution and unit_um else None
-
-
-def _number(text: str | None) -> float | None:
-    """A finite number written with a dot or a comma, or None."""
-    if text is None or not re.fullmatch(r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*", text):
-        return None
-    return float(text.replace(",", "."))
 
 
 def _open_error(slide_id: str, path: Path, error: Exception) -> SlideError:
@@ -313,7 +252,7 @@ def _tiff_truncation(path: Path) -> str | None:
                 if isinstance(page, tifffile.TiffPage)
                 for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)
             ]
-    except tifffile.TiffFileError as error:
+    except TIFF_ERRORS as error:
         return f"its TIFF directory is damaged or cut ({error}); it has {size:,} bytes" if _is_tiff(path) else None
     needed = max(ends, default=0)
     return f"is cut short: its tiles end at byte {needed:,}, the file has {size:,} bytes" if needed > size else None

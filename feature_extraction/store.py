@@ -5,7 +5,6 @@ what they ignore. Features lie contiguous, so that a bag is a memory map and not
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,85 +15,12 @@ from jaxtyping import Float32, Int64, Shaped, UInt64
 
 from feature_extraction.errors import DamagedFileError
 from feature_extraction.files import as_record, publish
+from feature_extraction.header import FeatureHeader
+from feature_extraction.seal import check_seal, sealed
 
 SCHEMA_VERSION = 1
 BLOCK_BYTES = 1 << 20
 """Each checksum covers about this many bytes of features, whole rows."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureHeader:
-    """Everything a feature file says about itself beside its rows. Field names are the HDF5 attributes' names.
-
-    Attributes:
-        slide_id: The slide.
-        slide_fingerprint: Of the slide file the tiles were read from.
-        encoder: Name of the encoder.
-        encoder_fingerprint: SHA-256 of its weight tensors.
-        extraction_fingerprint: SHA-256 of everything that determines the rows but the slide.
-        space: Space of ``features``: ``joint`` or ``backbone``.
-        normalized: Whether rows of ``features`` have unit length.
-        logit_scale: Natural logarithm of the encoder's factor on the cosine.
-        logit_bias: Added to the scaled cosine.
-        licence: Of the encoder's weights.
-        licence_ancestry: JSON list, licences of what they were derived from.
-        slide_mpp_x: µm per level-0 pixel along x.
-        slide_mpp_y: µm per level-0 pixel along y.
-        mpp_source: Where that came from.
-        tile_mpp: µm per tile pixel.
-        tile_size_px: Side of a tile in its own pixels.
-        tile_size_lv0: JSON [width, height] of a tile in level-0 pixels.
-        step_lv0: JSON [x, y] from one tile to the next in level-0 pixels.
-        read_level: Pyramid level the tiles were read from.
-        level0_width: Level-0 pixels.
-        level0_height: Level-0 pixels.
-        bounds_lv0: JSON [x, y, width, height] of the scanned area.
-        objective_power: As the slide says, 0 when it does not.
-        transform: JSON, how a tile became the network's input.
-        tissue: JSON, how tissue was found.
-        precision: Arithmetic of the encoder.
-        reader: What decoded the pixels.
-        created_with: Program and version.
-    """
-
-    slide_id: str
-    slide_fingerprint: str
-    encoder: str
-    encoder_fingerprint: str
-    extraction_fingerprint: str
-    space: str
-    normalized: bool
-    logit_scale: float
-    logit_bias: float
-    licence: str
-    licence_ancestry: str
-    slide_mpp_x: float
-    slide_mpp_y: float
-    mpp_source: str
-    tile_mpp: float
-    tile_size_px: int
-    tile_size_lv0: str
-    step_lv0: str
-    read_level: int
-    level0_width: int
-    level0_height: int
-    bounds_lv0: str
-    objective_power: float
-    transform: str
-    tissue: str
-    precision: str
-    reader: str
-    created_with: str
-
-    def size_lv0(self) -> tuple[float, float]:
-        """Width and height of a tile in level-0 pixels."""
-        width, height = json.loads(self.tile_size_lv0)
-        return float(width), float(height)
-
-    def tile_step_lv0(self) -> tuple[float, float]:
-        """From one tile to the next along x and y, in level-0 pixels."""
-        x, y = json.loads(self.step_lv0)
-        return float(x), float(y)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,33 +49,38 @@ def write_features(path: Path, header: FeatureHeader, rows: FeatureRows) -> None
         OSError: The disk is full or the folder cannot be written; nothing is left under the name.
     """
     with h5py.File("image", "w", driver="core", backing_store=False) as file:
-        _fill(file, header, rows)
+        written = _fill(file, header, rows)
         file.flush()
+        regions = [(offset, dataset.nbytes) for dataset in written if (offset := dataset.id.get_offset()) is not None]
         image = file.id.get_file_image()
-    publish(path, image)
+    publish(path, sealed(image, regions))
 
 
-def _fill(file: h5py.File, header: FeatureHeader, rows: FeatureRows) -> None:
-    (primary, features), *others = rows.spaces.items()
+def _fill(file: h5py.File, header: FeatureHeader, rows: FeatureRows) -> list[h5py.Dataset]:
+    """Write everything; returns the datasets of rows, which the seal leaves to their checksums."""
+    primary, features = next(iter(rows.spaces.items()))
     if primary != header.space:
         raise ValueError(f"the first space is {primary}, the header says {header.space}")
-    dataset = file.create_dataset("features", data=features)
-    dataset.attrs.update({"name": "features", "savetodir": "", "encoder": header.encoder})
-    dataset.attrs.update({"space": primary, "normalized": header.normalized})
-    for space, values in others:
-        file.create_dataset(f"features_{space}", data=values).attrs.update({"space": space, "normalized": False})
+    written: list[h5py.Dataset] = []
+    for space, values in rows.spaces.items():
+        suffix = "" if space == primary else f"_{space}"
+        dataset = file.create_dataset(f"features{suffix}", data=values)
+        dataset.attrs.update({"name": f"features{suffix}", "savetodir": "", "encoder": header.encoder})
+        dataset.attrs.update({"space": space, "normalized": space == "joint"})
+        file.create_dataset(f"checksums{suffix}", data=checksums(values, rows.coords_lv0))
+        written.append(dataset)
     coords = file.create_dataset("coords", data=rows.coords_lv0)
     coords.attrs.update(_reader_attributes(header))
     file.create_dataset("tissue_fraction", data=rows.tissue_fraction)
     if len(rows.failed_coords_lv0):
         file.create_dataset("failed_coords", data=rows.failed_coords_lv0)
-    file.create_dataset("checksums", data=checksums(features, rows.coords_lv0))
     for name, value in asdict(header).items():
         file.attrs[name] = value
     file.attrs["schema_version"] = SCHEMA_VERSION
     file.attrs["n_failed"] = len(rows.failed_coords_lv0)
     file.attrs["content_sha256"] = content_sha256(features, rows.coords_lv0)
     file.attrs["complete"] = True
+    return written
 
 
 def _reader_attributes(header: FeatureHeader) -> dict[str, object]:
@@ -207,7 +138,7 @@ class FeatureFile:
             return np.empty(self.shape, self.dtype)
         rows = np.memmap(self.path, dtype=self.dtype, mode="r", offset=self._offset, shape=self.shape)
         if not self._checked:
-            self._compare(rows)
+            self._compare(rows, self._checksums)
             self._checked = True
         return rows
 
@@ -220,11 +151,12 @@ class FeatureFile:
         if space == self.header.space:
             return self.features()
         with _open(self.path) as file:
-            return _dataset(file, f"features_{space}", self.path)[:]
+            rows = _dataset(file, f"features_{space}", self.path)[:]
+            self._compare(rows, _dataset(file, f"checksums_{space}", self.path)[:])
+        return rows
 
-    def _compare(self, rows: Shaped[np.ndarray, "tile dim"]) -> None:
-        found = checksums(rows, self.coords_lv0)
-        if not np.array_equal(found, self._checksums):
+    def _compare(self, rows: Shaped[np.ndarray, "tile dim"], expected: UInt64[np.ndarray, " block"]) -> None:
+        if not np.array_equal(checksums(rows, self.coords_lv0), expected):
             raise DamagedFileError(
                 f"{self.path.name}: its bytes differ from its checksums; delete the file and extract the slide again"
             )
@@ -276,13 +208,26 @@ def _checksum(values: Shaped[np.ndarray, "..."]) -> int:
 
 
 def _open(path: Path) -> h5py.File:
-    """Open for reading without HDF5's own lock, which network file systems refuse."""
+    """Check the seal, then open for reading without HDF5's own lock, which network file systems refuse."""
+    if not _is_hdf5(path):
+        raise DamagedFileError(f"{path.name}: not an HDF5 file; delete it and extract the slide again")
+    try:
+        check_seal(path)
+    except DamagedFileError as error:
+        raise DamagedFileError(
+            f"{error}; not a sealed feature file of promptmil: features of other tools need `promptmil convert`"
+        ) from error
     try:
         return h5py.File(path, "r", locking=False)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise DamagedFileError(f"{path.name}: not a whole HDF5 file ({error}); delete it and extract again") from error
+
+
+def _is_hdf5(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(8) == b"\x89HDF\r\n\x1a\n"
 
 
 def _read_header(file: h5py.File, path: Path) -> FeatureHeader:

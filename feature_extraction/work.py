@@ -13,10 +13,11 @@ from feature_extraction.encoder import EncoderSpec, Space
 from feature_extraction.errors import SlideError
 from feature_extraction.files import address
 from feature_extraction.grid import Tiling
+from feature_extraction.header import FeatureHeader
 from feature_extraction.journal import Journal
+from feature_extraction.mpp import MppRule
 from feature_extraction.plan import SlidePlan
-from feature_extraction.slide import MppRule
-from feature_extraction.store import SCHEMA_VERSION, FeatureHeader, FeatureRows, write_features
+from feature_extraction.store import SCHEMA_VERSION, FeatureRows, write_features
 from feature_extraction.tissue import TissueRule
 
 CREATED_WITH = "promptmil 0.1.0"
@@ -43,15 +44,15 @@ class Extraction:
     tolerate_bad_tiles: float = 0.0
 
     def fingerprint(self, spec: EncoderSpec, encoder_fingerprint: str) -> str:
-        """Hex SHA-256 of this configuration with these weights; its first 8 digits name the folder."""
-        return address(
-            {
-                "schema": SCHEMA_VERSION,
-                "encoder": encoder_fingerprint,
-                "transform": spec.transform(),
-                **json.loads(json.dumps(asdict(self))),
-            }
-        )
+        """Hex SHA-256 of this configuration with these weights; its first 8 digits name the folder.
+
+        What is tolerated of a slide and how its mpp may be found are left out: they change whether a slide can be done,
+        and a file says what was done. So following the remedy of one slide does not make the others again.
+        """
+        content = json.loads(json.dumps(asdict(self)))
+        del content["mpp"], content["tolerate_bad_tiles"]
+        transform = spec.transform()
+        return address({"schema": SCHEMA_VERSION, "encoder": encoder_fingerprint, "transform": transform, **content})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,22 +140,26 @@ class SlideWork:
             SlideError: A vector is not finite in half precision, or the disk refuses.
         """
         stored = to_half(rows)
-        is_bad = is_read & ~np.isfinite(stored).all(axis=1)
+        self._require_finite(rows, is_read, "the encoder gave a value that is not finite")
+        self._require_finite(stored, is_read, "a value is larger than half precision holds (65504)")
+        stored[~is_read] = np.nan
+        try:
+            self._journal.append(stored)
+        except OSError as error:
+            raise self._disk_error(error) from error
+
+    def _require_finite(self, rows: np.ndarray, is_read: Bool[np.ndarray, " tile"], cause: str) -> None:
+        is_bad = is_read & ~np.isfinite(rows).all(axis=1)
         if is_bad.any():
             row = self.n_done + int(np.argmax(is_bad))
             x, y = self.plan.coords_lv0[row]
             raise SlideError(
                 slide_id=self.slide_id,
                 stage="embed",
-                cause=f"the encoder gave a value that is not finite for tile {row} at level-0 ({x}, {y})",
-                remedy="check the encoder's weights (promptmil doctor)",
+                cause=f"{cause}, for tile {row} at level-0 ({x}, {y})",
+                remedy="check the encoder's weights (promptmil doctor), or keep another space",
                 code="E-nonfinite",
             )
-        stored[~is_read] = np.nan
-        try:
-            self._journal.append(stored)
-        except OSError as error:
-            raise self._disk_error(error) from error
 
     def seal(self) -> int:
         """Publish the feature file, remove the journal, free the claim.
@@ -165,6 +170,12 @@ class SlideWork:
         Raises:
             SlideError: The disk refuses; the journal stays.
         """
+        try:
+            return self._seal()
+        except OSError as error:
+            raise self._disk_error(error) from error
+
+    def _seal(self) -> int:
         values = self._journal.read()
         is_good = ~np.isnan(values[:, 0])
         parts = np.split(values[is_good], np.cumsum(self._widths)[:-1], axis=1)
@@ -174,10 +185,7 @@ class SlideWork:
             tissue_fraction=self.plan.tissue_fraction[is_good],
             failed_coords_lv0=self.plan.coords_lv0[~is_good],
         )
-        try:
-            write_features(self.path, self._header(), rows)
-        except OSError as error:
-            raise self._disk_error(error) from error
+        write_features(self.path, self._header(), rows)
         self._journal.remove()
         self.is_open = False
         self._claim.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from feature_extraction.errors import InputError
 from feature_extraction.files import address
-from feature_extraction.store import FeatureHeader
+from feature_extraction.header import FeatureHeader
 from feature_extraction.text_bank import TextBank, read_bank, require_match
 from mil.bag import BagSet, FeatureFolder, load_bags
 from mil.fit import Training

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from feature_extraction.errors import DamagedFileError, InputError, MismatchError
-from feature_extraction.store import FeatureHeader
+from feature_extraction.header import FeatureHeader
 from feature_extraction.targets import construct
 from feature_extraction.text_bank import TextBank, read_bank
 from mil.aggregator import Aggregator

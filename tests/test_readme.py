@@ -16,7 +16,7 @@ from mil.splits import read_split
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
-BLOCKS = [block.replace("\\\n", " ") for block in re.findall(r"```\n(.*?)```", TEXT, flags=re.S)]
+BLOCKS = [block.replace("\\\n", " ") for block in re.findall(r"```\n(.*?)```", TEXT, flags=re.DOTALL)]
 LINES = [line.strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 
 
@@ -29,7 +29,7 @@ def test_the_two_commands_are_targets_of_the_makefile():
 
 def test_ci_runs_the_test_command():
     script = (ROOT / ".ci" / "run").read_text()
-    assert re.search(r"^make test$", script, flags=re.M)
+    assert re.search(r"^make test$", script, flags=re.MULTILINE)
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 

@@ -8,7 +8,8 @@ from PIL import Image
 from pyramids import tissue_pixels, write_slide
 
 from feature_extraction.errors import SlideError
-from feature_extraction.slide import MppRule, Slide, find_mpp, fingerprint_file
+from feature_extraction.mpp import MppRule, find_mpp
+from feature_extraction.slide import Slide, fingerprint_file
 
 RULE = MppRule()
 

@@ -9,7 +9,8 @@ import pytest
 
 from feature_extraction.errors import DamagedFileError
 from feature_extraction.files import is_valid
-from feature_extraction.store import FeatureFile, FeatureHeader, FeatureRows, check_features, write_features
+from feature_extraction.header import FeatureHeader
+from feature_extraction.store import FeatureFile, FeatureRows, check_features, write_features
 
 HEADER = FeatureHeader(
     slide_id="S",

@@ -15,7 +15,7 @@ from feature_extraction.commands import settings
 from feature_extraction.extract import Extractor, Throughput, folder_name
 from feature_extraction.files import publish_json
 from feature_extraction.slides import read_slide_table
-from feature_extraction.status import Outcome, write_tables
+from feature_extraction.status import Outcome, read_records, write_tables
 
 STOPPED, PARTLY_FAILED = 4, 3
 
@@ -29,6 +29,7 @@ def run(config: DictConfig) -> int:
     extraction = settings.extraction(config, source.spec)
     device = settings.device(config.device)
     n_threads = settings.n_threads(config.threads)
+    batch_size = settings.at_least_one("batch_size", config.batch_size)
     encoder = source.load(device)
     out = Path(config.out)
     folder = out / folder_name(encoder, extraction)
@@ -46,16 +47,18 @@ def run(config: DictConfig) -> int:
         Extractor(
             encoder,
             extraction,
-            Throughput(device=device, batch_size=config.batch_size, n_threads=n_threads, mix_slides=config.mix_slides),
+            Throughput(device=device, batch_size=batch_size, n_threads=n_threads, mix_slides=config.mix_slides),
             folder=folder,
             on_outcome=on_outcome,
             should_stop=lambda: stop.is_asked,
         ).run(table)
-    write_tables(out, outcomes)
+    # Other workers on the same folder have their say: their records, ours, and the rows that could not be a slide.
+    recorded = {outcome.slide_id: outcome for outcome in read_records(folder / ".work" / "records")}
+    write_tables(out, ({outcome.slide_id: outcome for outcome in outcomes} | recorded).values())
     summary = _summary(outcomes, folder.name, time.monotonic() - started, len(table.records) + len(table.failures))
     publish_json(out / "summary.json", summary)
     _report(console, summary, folder)
-    if stop.is_asked:
+    if stop.is_asked and (summary["stopped"] or summary["not_started"]):
         return STOPPED
     return PARTLY_FAILED if any(outcome.status in ("failed", "elsewhere") for outcome in outcomes) else 0
 

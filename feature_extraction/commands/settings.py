@@ -11,7 +11,7 @@ from feature_extraction.encoder import EncoderSource, EncoderSpec, Space
 from feature_extraction.errors import InputError
 from feature_extraction.files import as_record
 from feature_extraction.grid import Tiling
-from feature_extraction.slide import MppRule
+from feature_extraction.mpp import MPP_RANGE, MppRule
 from feature_extraction.targets import construct
 from feature_extraction.tissue import TissueRule
 from feature_extraction.work import Extraction
@@ -43,7 +43,7 @@ def extraction(config: DictConfig, spec: EncoderSpec) -> Extraction:
     return Extraction(
         tiling=_tiling(config, spec),
         tissue=as_record(TissueRule, plain(config.tissue), "tissue"),
-        mpp=MppRule(default_mpp=config.default_mpp, from_objective=config.mpp_from_objective),
+        mpp=MppRule(default_mpp=_default_mpp(config.default_mpp), from_objective=bool(config.mpp_from_objective)),
         spaces=cast("tuple[Space, ...]", spaces),
         precision=str(config.precision),
         tolerate_bad_tiles=float(config.tolerate_bad_tiles),
@@ -70,7 +70,18 @@ def device(name: str) -> torch.device:
 
 def n_threads(value: str | int) -> int:
     """``auto`` is one reader thread a core."""
-    return os.cpu_count() or 1 if value == "auto" else int(value)
+    return os.cpu_count() or 1 if value == "auto" else at_least_one("threads", value)
+
+
+def at_least_one(key: str, value: object) -> int:
+    """A whole number from 1.
+
+    Raises:
+        InputError: It is not; the message names the key.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{key}={value}: expected a whole number of at least 1")
+    return value
 
 
 def plain(config: DictConfig) -> Mapping[str, object]:
@@ -78,13 +89,25 @@ def plain(config: DictConfig) -> Mapping[str, object]:
     return cast("dict[str, object]", OmegaConf.to_container(config, resolve=True))
 
 
+def _default_mpp(value: object) -> float | None:
+    if value is None:
+        return None
+    low, high = MPP_RANGE
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InputError(f"default_mpp={value}: expected µm per pixel between {low} and {high}")
+    return float(value)
+
+
 def _tiling(config: DictConfig, spec: EncoderSpec) -> Tiling:
-    tile_px = int(config.tiling.tile_px or spec.input_px)
+    tile_px = at_least_one("tiling.tile_px", config.tiling.tile_px or spec.input_px)
+    step_px = at_least_one("tiling.step_px", config.tiling.step_px or tile_px)
     tile_mpp = config.tiling.tile_mpp or spec.tile_mpp
     if tile_mpp is None:
         raise InputError(
             f"tiling.tile_mpp: encoder {spec.name} does not say what it was trained at; set tiling.tile_mpp=…"
         )
+    if not isinstance(tile_mpp, int | float) or tile_mpp <= 0:
+        raise InputError(f"tiling.tile_mpp={tile_mpp}: expected µm per pixel above 0")
     seen_mpp = tile_px * float(tile_mpp) / spec.input_px
     is_off = spec.tile_mpp is not None and not 1 / SPEC_SLACK <= seen_mpp / spec.tile_mpp <= SPEC_SLACK
     if is_off and not config.tiling.allow_off_spec:
@@ -92,4 +115,4 @@ def _tiling(config: DictConfig, spec: EncoderSpec) -> Tiling:
             f"tiling: {tile_px} px at {tile_mpp} µm are {seen_mpp:.3g} µm per pixel to {spec.name}, trained at "
             f"{spec.tile_mpp}; change tiling.tile_px or tiling.tile_mpp, or set tiling.allow_off_spec=true"
         )
-    return Tiling(tile_px=tile_px, tile_mpp=float(tile_mpp), step_px=int(config.tiling.step_px or tile_px))
+    return Tiling(tile_px=tile_px, tile_mpp=float(tile_mpp), step_px=step_px)

@@ -12,9 +12,9 @@ from rich.progress import track
 
 from feature_extraction.errors import DamagedFileError, InputError, SlideError
 from feature_extraction.files import address, is_valid, publish, publish_json, read_json, sha256_of_file
+from feature_extraction.header import FeatureHeader
 from feature_extraction.slide import Slide, fingerprint_file
 from feature_extraction.slides import read_slide_table
-from feature_extraction.store import FeatureHeader
 from mil.bag import FeatureFolder, load_bags
 from mil.checkpoint import TENSORS
 from mil.commands import settings
