@@ -6,6 +6,7 @@ decides whether work is done. Nothing in this project asks whether a path exists
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -48,8 +49,8 @@ def publish_text(path: Path, text: str) -> None:
 
 
 def publish_json(path: Path, content: object) -> None:
-    """`publish` for plain data, as readable JSON with its keys in the order given."""
-    publish_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    """`publish` for plain data, as readable JSON, keys in the order given; nan, which JSON lacks, becomes null."""
+    publish_text(path, json.dumps(_without_nan(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def sync_folder(folder: Path) -> None:
@@ -124,6 +125,14 @@ def address(content: Mapping[str, object]) -> str:
     """Hex SHA-256 of plain data, independent of the order of its keys: the name of everything made from it."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _without_nan(content: object) -> object:
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _umask() -> int:

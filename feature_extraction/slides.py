@@ -1,5 +1,6 @@
 """The slide table: a folder or a CSV becomes records with safe, unique ids."""
 
+import csv
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -7,14 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from feature_extraction.errors import InputError, SlideError
 
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm"}
 )
 """What OpenSlide documents as readable."""
+SURPLUS = "(more)"
 MAX_ID_BYTES = 200  # leaves room for a suffix within the 255 bytes of a file name
 
 
@@ -106,15 +106,19 @@ def _looks_like_slide(path: Path, root: Path) -> bool:
 
 def _from_csv(source: Path) -> SlideTable:
     try:
-        rows = pd.read_csv(source, dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise InputError(f"slides={source}: no such file") from error
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"slides={source}: not readable as a CSV table: {error}") from error
-    if "path" not in rows.columns:
-        raise InputError(f"slides={source}: needs a column 'path', got {list(rows.columns)}")
+        with source.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, restkey=SURPLUS, restval="")
+            rows = list(reader)
+            columns = list(reader.fieldnames or [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"slides={source}: cannot be read as a CSV table: {error}") from error
+    if "path" not in columns:
+        raise InputError(f"slides={source}: needs a column 'path', got {columns}")
+    uneven = [str(number) for number, row in enumerate(rows, start=2) if any(row.get(SURPLUS, []))]
+    if uneven:
+        raise InputError(f"slides={source}: more cells than columns in line {', '.join(uneven)}; quote commas in paths")
     named: list[tuple[str, Path, tuple[str, str] | None]] = []
-    for row in rows.to_dict("records"):
+    for row in rows:
         path = source.parent / str(row["path"])
         slide_id = _normal(str(row.get("slide_id") or path.stem))
         both = str(row.get("mpp") or "")

@@ -117,6 +117,9 @@ class FeatureFile:
             self.header = _read_header(file, path)
             self.content_sha256 = str(file.attrs["content_sha256"])
             features = _dataset(file, "features", path)
+            names = [str(name) for name in file]
+            others = [name.removeprefix("features_") for name in names if name.startswith("features_")]
+            self.spaces = (self.header.space, *others)
             self.shape: tuple[int, int] = (features.shape[0], features.shape[1])
             self.dtype: np.dtype = features.dtype
             self._offset: int | None = features.id.get_offset()

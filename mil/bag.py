@@ -96,8 +96,9 @@ class FeatureFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = _find_folder(path)
-        first = next(iter(sorted(self.path.glob("*.h5"))))
-        self.header = FeatureFile(first).header
+        first = _first_whole(self.path)
+        self.header = first.header
+        self.spaces = first.spaces
 
     def slide_ids(self) -> list[str]:
         """Slides with a feature file, sorted."""
@@ -174,6 +175,17 @@ def _task_tiles(bag: Bag, bank: TextBank) -> Bag:
     if not is_task.any():
         return bag
     return replace(bag, features=np.asarray(bag.features)[is_task], coords_lv0=bag.coords_lv0[is_task])
+
+
+def _first_whole(folder: Path) -> FeatureFile:
+    """The first file that can be read; damaged ones cost themselves only."""
+    paths = sorted(folder.glob("*.h5"))
+    for path in paths:
+        try:
+            return FeatureFile(path)
+        except DamagedFileError:
+            continue
+    raise InputError(f"features={folder}: none of its {len(paths)} files is a whole feature file of promptmil")
 
 
 def _find_folder(path: Path) -> Path:

@@ -6,6 +6,7 @@ but some slides or jobs failed (they are listed); 4 stopped by a signal, run the
 
 import importlib
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ COMMANDS = {
     "summarize": ("mil.commands.summarize", "sweep -> tables with intervals, report.html"),
     "heatmap": ("mil.commands.heatmap", "run + features -> contributions, PNG, GeoJSON for QuPath"),
 }
+BUG, BAD_INPUT, PARTLY_FAILED, STOPPED = 1, 2, 3, 4
 PROMPTS_KEY = "prompts="
 FLAGS_WITH_VALUE = frozenset(
     {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c"}
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if words[0] not in COMMANDS:
         _complain(f"promptmil: unknown command {words[0]!r}; known: {', '.join(COMMANDS)}")
-        return 2
+        return BAD_INPUT
     return _run(words[0], flags_first([_as_plain_key(word) for word in words[1:]]))
 
 
@@ -54,6 +56,8 @@ def _run(name: str, overrides: list[str]) -> int:
     codes: list[int] = []
 
     def job(config: "DictConfig") -> None:
+        if STOPPED in codes:
+            return  # a signal stops the sweep, not only the cell it fell into
         codes.append(_guarded(importlib.import_module(COMMANDS[name][0]).run, config))
 
     application = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(job)
@@ -63,10 +67,10 @@ def _run(name: str, overrides: list[str]) -> int:
         application()
     except HydraException as error:
         _complain(f"error: {error}")
-        return 2
+        return BAD_INPUT
     except SystemExit as exit_request:  # Hydra's way of saying that the configuration does not compose
         if exit_request.code not in (0, None) and not codes:
-            return 2
+            return BAD_INPUT
     finally:
         sys.argv = kept
     return _worst(codes)
@@ -77,10 +81,10 @@ def _worst(codes: Sequence[int]) -> int:
     failing = [code for code in codes if code]
     if not failing:
         return 0
-    for code in (4, 1):
+    for code in (STOPPED, BUG):
         if code in failing:
             return code
-    return failing[0] if len(failing) == len(codes) else 3
+    return failing[0] if len(failing) == len(codes) else PARTLY_FAILED
 
 
 def _guarded(run: "Callable[[DictConfig], int]", config: "DictConfig") -> int:
@@ -96,13 +100,17 @@ def _guarded(run: "Callable[[DictConfig], int]", config: "DictConfig") -> int:
         return run(config)
     except (PromptmilError, OmegaConfBaseException) as error:
         _complain(f"error: {error}")
-        return 2
-    except KeyboardInterrupt:
+        return BAD_INPUT
+    except OSError as error:
+        _complain(f"error: {error.filename or ''}: {error.strerror or error}; check the space and the rights of out=…")
+        return PARTLY_FAILED
+    except (KeyboardInterrupt, SystemExit):  # SystemExit is what Lightning makes of both signals
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         _complain("stopped; run the same command again to go on")
-        return 4
+        return STOPPED
     except Exception:
         logging.getLogger(__name__).exception("a bug in promptmil")
-        return 1
+        return BUG
 
 
 def _require_keys(config: "DictConfig") -> None:

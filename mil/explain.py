@@ -1,5 +1,6 @@
 """Which run explains which slide, and everything a map of that slide is made of."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from feature_extraction.errors import DamagedFileError, InputError, MismatchError
+from feature_extraction.files import read_json
 from feature_extraction.header import FeatureHeader
 from feature_extraction.targets import construct
 from feature_extraction.text_bank import TextBank, read_bank
@@ -79,17 +81,26 @@ def load_runs(run: Path | None, runs: Path | None) -> list[LoadedRun]:
     return [load_run(folder) for folder in folders]
 
 
-def require_same_cells(runs: Sequence[LoadedRun]) -> None:
-    """Refuse a sweep of several methods: their maps must not be mixed.
+def require_one_method(runs: Sequence[LoadedRun]) -> None:
+    """Refuse runs whose predictions must not be averaged or mixed: they may differ in fold and seed only.
 
     Raises:
-        InputError: More than one aggregator.
+        InputError: They differ in aggregator, classes, space, filter or prompts.
     """
-    names = sorted({str(run.card.aggregator.get("name")) for run in runs})
-    if len(names) > 1:
-        raise InputError(
-            f"runs=…: holds several aggregators ({', '.join(names)}); name one with run=… or another folder"
-        )
+    methods = sorted({json.dumps(_method(run), ensure_ascii=False) for run in runs})
+    if len(methods) > 1:
+        raise InputError(f"runs=…: holds several methods: {'; '.join(methods)}; name one with run=… or another folder")
+
+
+def _method(run: LoadedRun) -> dict[str, object]:
+    card = run.card
+    return {
+        "aggregator": card.aggregator.get("name"),
+        "classes": card.classes,
+        "space": card.space,
+        "filter_nontask": card.filter_nontask,
+        "prompts": str(read_json(run.folder / "cell.json").get("prompt_set_sha256"))[:8],
+    }
 
 
 def runs_by_slide(runs: Sequence[LoadedRun]) -> dict[str, LoadedRun]:

@@ -26,13 +26,13 @@ class Run:
     cell: Mapping[str, object]
 
 
-def write_done(folder: Path) -> None:
+def write_done(folder: Path, names: Sequence[str] | None = None) -> None:
     """Mark a run as finished: ``done.json`` with the SHA-256 of every file in its folder; the last thing a run writes.
 
     Raises:
         InputError: The folder has no ``cell.json``, so nobody could tell what the run is.
     """
-    files = {name: sha256_of_file(folder / name) for name in sorted(_file_names(folder))}
+    files = {name: sha256_of_file(folder / name) for name in sorted(names or _file_names(folder))}
     if CELL not in files:
         raise InputError(f"{folder}: no {CELL}; write it before {DONE}")
     publish_json(folder / DONE, {"files": files})

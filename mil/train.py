@@ -68,6 +68,10 @@ def train_cell(request: TrainRequest) -> TrainResult:
             raise InputError(
                 f"cell {cell['cell']} is being trained by another process; wait for it, or use another out=…"
             )
+        if is_valid(folder, check_run):  # sealed by another process between the question and the claim
+            return TrainResult(
+                folder=folder, is_new=False, metrics=read_json(folder / "metrics.json"), unused=inputs.bags.unused
+            )
         metrics = _train(request, inputs, cell, folder)
     return TrainResult(folder=folder, is_new=True, metrics=metrics, unused=inputs.bags.unused)
 

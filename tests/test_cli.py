@@ -54,6 +54,26 @@ def test_a_geometry_the_encoder_was_not_trained_for_is_refused(tmp_path: Path, c
     assert main([*words, "tiling.allow_off_spec=true"]) == 3  # it starts, and the empty file fails as a slide
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("default_mpp=0", "default_mpp=0: expected"),
+        ("default_mpp=abc", "default_mpp=abc: expected"),
+        ("default_mpp=-1", "default_mpp=-1: expected"),
+        ("batch_size=0", "batch_size=0: expected"),
+        ("threads=0", "threads=0: expected"),
+        ("tiling.step_px=-3", "tiling.step_px=-3: expected"),
+        ("tolerate_bad_tiles=1", "expected a share"),
+        ("precision=fp8", "expected float32 or bf16"),
+        ("space=text", "offers joint, backbone"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(word: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "a.svs").touch()
+    assert main(["extract", f"slides={tmp_path}", f"out={tmp_path / 'out'}", word]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_doctor_is_content_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["doctor", f"out={tmp_path}"]) == 0
     shown = capsys.readouterr().err

@@ -134,6 +134,19 @@ def test_bad_slides_cost_themselves_only(tmp_path: Path):
     assert FeatureFile(features_of(tmp_path / "out") / "glass.h5").shape[0] == 0
 
 
+def test_following_a_remedy_does_not_do_the_good_slides_again(tmp_path: Path):
+    slides = tmp_path / "slides"
+    write_slide(slides / "good.svs", tissue_pixels(900, 900))
+    write_slide(slides / "no_mpp.svs", tissue_pixels(900, 900), mpp=None, power="20")
+    options = [f"slides={slides}", f"out={tmp_path / 'out'}"]
+    assert main(["extract", *options]) == 3
+    assert main(["extract", *options, "mpp_from_objective=true"]) == 0
+    assert summary_of(tmp_path / "out")["new"] == 1
+    assert main(["extract", *options, "default_mpp=0.4"]) == 0  # the objective is not asked now: another mpp
+    assert summary_of(tmp_path / "out")["new"] == 1
+    assert len(list((tmp_path / "out").glob("*/good.h5"))) == 1
+
+
 def test_a_table_repairs_the_mpp_and_refuses_unsafe_ids(tmp_path: Path):
     write_slide(tmp_path / "slides" / "a.svs", tissue_pixels(900, 900), mpp=None, power=None)
     write_slide(tmp_path / "slides" / "b.svs", tissue_pixels(900, 900))

@@ -46,7 +46,7 @@ def test_each_command_composes_with_the_keys_it_names(line: str, capsys: pytest.
 def test_the_demo_runs_every_step_and_does_nothing_twice(tmp_path: Path):
     """The command behind `make demo`, on a smaller cohort."""
     out = tmp_path / "demo"
-    words = ["demo", f"out={out}", "patients=12", "folds=2", "max_epochs=2", "maps=3"]
+    words = ["demo", f"out={out}", "patients=18", "folds=2", "max_epochs=2", "maps=3"]
     assert main(words) == 0
     report = (out / "report.html").read_text()
     for shown in ("zeroshot", "prompt", "gated_abmil", "2 shots", "all labels", "evidence", "P001-S1"):

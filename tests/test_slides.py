@@ -75,6 +75,14 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path, name: str, content: str
         read_slide_table(path)
 
 
+def test_more_cells_than_columns_are_refused_with_their_lines(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("path,slide_id\na.svs,A\nb, c.svs,B\n")
+    with pytest.raises(InputError, match="more cells than columns in line 3; quote commas"):
+        read_slide_table(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("path,slide_id\na.svs,A,\n")  # a trailing comma shifts nothing
+    assert [record.slide_id for record in read_slide_table(tmp_path / "t.csv").records] == ["A"]
+
+
 @given(st.text(max_size=40))
 def test_an_accepted_id_always_names_a_file_inside_its_folder(slide_id: str):
     if id_defect(slide_id) is None:

@@ -98,6 +98,31 @@ def test_no_flipped_bit_of_the_features_goes_unseen(tmp_path: Path):
             FeatureFile(path).features()
 
 
+def read_everything(path: Path) -> None:
+    file = FeatureFile(path)
+    file.features()
+    file.features_of("backbone")
+
+
+def test_no_change_of_any_byte_goes_unseen_or_hangs(tmp_path: Path):
+    """Flipped bits and zeroed blocks anywhere, HDF5's own structure included: refused, each within moments."""
+    path = tmp_path / "S.h5"
+    write_features(path, HEADER, make_rows(40))
+    content = path.read_bytes()
+    generator = np.random.default_rng(1)
+    for _ in range(400):
+        damaged = bytearray(content)
+        position = int(generator.integers(len(content)))
+        if generator.random() < 0.5:
+            damaged[position] ^= 1 << int(generator.integers(8))
+        else:
+            damaged[position : position + 64] = bytes(len(damaged[position : position + 64]))
+        if bytes(damaged) == content:
+            continue
+        path.write_bytes(damaged)
+        assert not is_valid(path, read_everything)
+
+
 def test_a_cut_file_is_refused_whatever_the_cut(tmp_path: Path):
     path = tmp_path / "S.h5"
     write_features(path, HEADER, make_rows(300))

@@ -23,7 +23,7 @@ from mil.explain import (
     LoadedRun,
     load_runs,
     open_features,
-    require_same_cells,
+    require_one_method,
     require_stored_prediction,
     runs_by_slide,
 )
@@ -42,7 +42,7 @@ def run(config: DictConfig) -> int:
     """Map every slide asked for; returns the exit code."""
     console = Console(stderr=True)
     runs = load_runs(settings.optional_path(config.run), settings.optional_path(config.runs))
-    require_same_cells(runs)
+    require_one_method(runs)
     features = open_features(Path(config.features), runs)
     chosen = _chosen(config, runs, features)
     paths = {} if config.slides is None else {r.slide_id: r.path for r in read_slide_table(Path(config.slides)).records}
@@ -54,6 +54,8 @@ def run(config: DictConfig) -> int:
             done.append(_map_slide(slide_id, loaded, features, paths.get(slide_id), config))
         except (DamagedFileError, SlideError) as error:
             failures.append(str(error))
+        except OSError as error:
+            failures.append(f"slide={slide_id}: {error.filename or ''}: {error.strerror or error}")
     summary: dict[str, object] = {"command": "heatmap", "maps": len(done), "failures": failures, "slides": done}
     if config.truth is not None:
         summary["tile_auc"] = _mean_aucs(done)

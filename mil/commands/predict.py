@@ -10,11 +10,12 @@ from jaxtyping import Float64
 from omegaconf import DictConfig
 from rich.console import Console
 
+from feature_extraction.errors import InputError
 from feature_extraction.files import publish_json, publish_text
 from mil.bag import NO_TISSUE, Bag, load_bags
 from mil.cohort import read_labels
 from mil.commands import settings
-from mil.explain import LoadedRun, load_runs, open_features, require_same_cells
+from mil.explain import LoadedRun, load_runs, open_features, require_one_method
 from mil.fit import logits_of
 
 PARTLY_FAILED = 3
@@ -25,9 +26,13 @@ def run(config: DictConfig) -> int:
     """Predict every slide of a feature folder; returns the exit code."""
     console = Console(stderr=True)
     runs = load_runs(settings.optional_path(config.run), settings.optional_path(config.runs))
-    require_same_cells(runs)
+    require_one_method(runs)
     features = open_features(Path(config.features), runs)
     bags = load_bags(features, features.slide_ids(), space=runs[0].card.space, nontask_of=runs[0].nontask_bank())
+    if not bags.bags:
+        raise InputError(
+            f"features={config.features}: no slide with a usable feature file, {len(bags.unused)} unusable"
+        )
     slide_ids = list(bags.bags)
     chosen = list(bags.bags.values())
     mean = np.mean([_probabilities(run, chosen) for run in runs], axis=0)
