@@ -3,7 +3,7 @@
 import copy
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import lightning
@@ -53,6 +53,19 @@ class Labelled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """What training may see; there is no test part in it.
+
+    Attributes:
+        train: Learned from.
+        val: Chosen by; may be empty.
+    """
+
+    train: Labelled
+    val: Labelled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
     """What training chose.
 
@@ -91,9 +104,14 @@ class KeepBest(lightning.Callback):
 
 
 class TrainLosses(lightning.Callback):
-    """Mean loss of the steps of each epoch, fetched once an epoch."""
+    """Mean loss of the steps of each epoch, fetched once an epoch.
 
-    def __init__(self) -> None:
+    Args:
+        on_epoch: Called after each epoch.
+    """
+
+    def __init__(self, on_epoch: Callable[[], None]) -> None:
+        self._on_epoch = on_epoch
         self.epochs: list[float] = []
         self._steps: list[Tensor] = []
 
@@ -113,22 +131,24 @@ class TrainLosses(lightning.Callback):
         """Average."""
         self.epochs.append(float(torch.stack(self._steps).mean()))
         self._steps.clear()
+        self._on_epoch()
 
 
 def fit(
     aggregator: Aggregator,
     task: Task,
     *,
-    train: Labelled,
-    val: Labelled,
+    fold: Fold,
     optimization: Optimization,
     training: Training,
     init: Init,
+    on_epoch: Callable[[], None] = lambda: None,
 ) -> Fitted:
     """Train in place and leave the chosen weights in the aggregator.
 
     Without a validation part (few-shot) the epochs are fixed and the last weights stay.
     """
+    train, val = fold.train, fold.val
     if training.max_epochs == 0:
         return Fitted(best_epoch=0, val_losses=[], train_losses=[])
     module = MilModule(aggregator, task, optimization, init)
@@ -138,7 +158,7 @@ def fit(
         start = torch.tensor(logits_of(aggregator, val.bags, batch_size=training.batch_size), dtype=torch.float32)
         start_loss = float(task.loss(start, torch.tensor(list(val.labels))))
         best = KeepBest(start_loss, copy.deepcopy(aggregator.state_dict()))
-    losses = TrainLosses()
+    losses = TrainLosses(on_epoch)
     with warnings.catch_warnings():
         quiet = "does not have many workers|GPU available but not used|LeafSpec|have no `val_dataloader`"
         warnings.filterwarnings("ignore", message=f".*({quiet}).*")

@@ -1,6 +1,6 @@
 """Train one cell of a sweep: one aggregator on one fold with one seed, into one run folder named by its content."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from mil.bag import BagSet
 from mil.cell import AUTO, CellInputs, TrainRequest, cell_record, read_inputs
 from mil.checkpoint import BANK, ModelCard, write_model
 from mil.data import drawn_tiles
-from mil.fit import Fitted, Labelled, fit, logits_of
+from mil.fit import Fitted, Fold, Labelled, fit, logits_of
 from mil.metrics import classification_metrics
 from mil.predictions import predictions_table
 from mil.runs import check_run, write_done
@@ -51,8 +51,12 @@ class TrainResult:
     unused: Mapping[str, str]
 
 
-def train_cell(request: TrainRequest) -> TrainResult:
+def train_cell(request: TrainRequest, on_epoch: Callable[[], None] = lambda: None) -> TrainResult:
     """Train a cell unless it is done; a cell that another process works on is refused.
+
+    Args:
+        request: The cell.
+        on_epoch: Called after each epoch.
 
     Raises:
         InputError: Inputs that do not belong together, a class missing from the prompts or from a part.
@@ -72,11 +76,17 @@ def train_cell(request: TrainRequest) -> TrainResult:
             return TrainResult(
                 folder=folder, is_new=False, metrics=read_json(folder / "metrics.json"), unused=inputs.bags.unused
             )
-        metrics = _train(request, inputs, cell, folder)
+        metrics = _train(request, inputs, cell, folder, on_epoch)
     return TrainResult(folder=folder, is_new=True, metrics=metrics, unused=inputs.bags.unused)
 
 
-def _train(request: TrainRequest, inputs: CellInputs, cell: dict[str, object], folder: Path) -> dict[str, object]:
+def _train(
+    request: TrainRequest,
+    inputs: CellInputs,
+    cell: dict[str, object],
+    folder: Path,
+    on_epoch: Callable[[], None],
+) -> dict[str, object]:
     lightning.seed_everything(request.seed, verbose=False)
     parts = {part: _usable(inputs, request.fold, part) for part in PARTS}
     classes = order_classes([row.label for row in inputs.split.rows], inputs.bank)
@@ -92,11 +102,11 @@ def _train(request: TrainRequest, inputs: CellInputs, cell: dict[str, object], f
     fitted = fit(
         aggregator,
         task,
-        train=labelled["train"],
-        val=labelled["val"],
+        fold=Fold(train=labelled["train"], val=labelled["val"]),
         optimization=request.optimization,
         training=request.training,
         init=inputs.init,
+        on_epoch=on_epoch,
     )
     batch_size = request.training.batch_size
     probabilities = {

@@ -9,7 +9,7 @@ from bags import CLASSES, DIM, bag, bank, facts
 
 from mil.aggregator import Aggregator, compose
 from mil.bag import Bag
-from mil.fit import Labelled, Training, fit, logits_of
+from mil.fit import Fold, Labelled, Training, fit, logits_of
 from mil.module import MilModule, Optimization
 from mil.tasks.classification import Classification
 
@@ -48,8 +48,7 @@ def trained(max_epochs: int, optimization: Optimization = OPTIMIZATION, val: Lab
     result = fit(
         aggregator,
         Classification(),
-        train=labelled(0, 6),
-        val=labelled(500, 3) if val is None else val,
+        fold=Fold(train=labelled(0, 6), val=labelled(500, 3) if val is None else val),
         optimization=optimization,
         training=training(max_epochs, seed),
         init="text",
@@ -107,7 +106,12 @@ def test_dropout_is_on_in_training_and_off_in_evaluation():
     aggregator.embed.adapter[2].register_forward_hook(lambda module, args, out: seen.append(module.training))
     data = labelled(0, 2)
     fit(
-        aggregator, Classification(), train=data, val=data, optimization=OPTIMIZATION, training=training(1), init="text"
+        aggregator,
+        Classification(),
+        fold=Fold(train=data, val=data),
+        optimization=OPTIMIZATION,
+        training=training(1),
+        init="text",
     )
     # the start on val, two training batches, val again
     assert seen == [False, False, True, True, False, False]

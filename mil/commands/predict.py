@@ -12,13 +12,13 @@ from rich.console import Console
 
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_json, publish_text
-from mil.bag import NO_TISSUE, Bag, load_bags
+from mil.bag import Bag, load_bags
 from mil.cohort import read_labels
 from mil.commands import settings
+from mil.commands.unused import say_unused
 from mil.explain import LoadedRun, load_runs, open_features, require_one_method
 from mil.fit import logits_of
 
-PARTLY_FAILED = 3
 BAGS_A_BATCH = 8
 
 
@@ -52,9 +52,7 @@ def run(config: DictConfig) -> int:
         {"command": "predict", "runs": [run.folder.name for run in runs], "slides": len(table), "unused": bags.unused},
     )
     console.print(f"{len(table)} slides predicted by {len(runs)} run(s) -> {out}", soft_wrap=True, markup=False)
-    for slide_id, reason in bags.unused.items():
-        console.print(f"not used: slide={slide_id} {reason}", soft_wrap=True, markup=False)
-    return PARTLY_FAILED if any(reason != NO_TISSUE for reason in bags.unused.values()) else 0
+    return say_unused(console, bags.unused)
 
 
 def _probabilities(run: LoadedRun, bags: Sequence[Bag]) -> Float64[np.ndarray, "slide class"]:

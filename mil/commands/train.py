@@ -4,16 +4,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.progress import Progress
 
 from feature_extraction.files import as_record, publish_json
-from mil.bag import NO_TISSUE
 from mil.cell import TrainRequest
 from mil.commands import settings
+from mil.commands.unused import say_unused
 from mil.fit import Training
 from mil.module import Optimization
 from mil.train import train_cell
-
-PARTLY_FAILED = 3
 
 
 def run(config: DictConfig) -> int:
@@ -34,7 +33,11 @@ def run(config: DictConfig) -> int:
         optimization=as_record(Optimization, settings.plain(config.optimizer), "optimizer"),
         training=as_record(Training, {**settings.plain(config.trainer), "seed": int(config.seed)}, "trainer"),
     )
-    result = train_cell(request)
+    console = Console(stderr=True)
+    name = f"{config.aggregator.name} fold {request.fold} seed {request.seed}"
+    with Progress(console=console, transient=True) as progress:
+        epochs = progress.add_task(name, total=request.training.max_epochs)
+        result = train_cell(request, on_epoch=lambda: progress.advance(epochs))
     summary: dict[str, object] = {
         "command": "train",
         "run": result.folder.name,
@@ -43,15 +46,11 @@ def run(config: DictConfig) -> int:
         "unused_slides": dict(result.unused),
     }
     publish_json(request.out / "summary.json", summary)
-    console = Console(stderr=True)
     state = "trained" if result.is_new else "was done"
     test = result.metrics.get("test")
     figures = f"test {_figures(test)}" if isinstance(test, dict) else ""
-    name = f"{config.aggregator.name} fold {request.fold} seed {request.seed}"
     console.print(f"{result.folder.name} {name}: {state}; {figures}", soft_wrap=True, markup=False)
-    for slide_id, reason in result.unused.items():
-        console.print(f"not used: slide={slide_id} {reason}", soft_wrap=True, markup=False)
-    return PARTLY_FAILED if any(reason != NO_TISSUE for reason in result.unused.values()) else 0
+    return say_unused(console, result.unused)
 
 
 def _figures(metrics: dict[str, object]) -> str:

@@ -11,9 +11,10 @@ from rich.console import Console
 from feature_extraction.errors import InputError
 from feature_extraction.files import address, publish_json, publish_text
 from feature_extraction.text_bank import TextBank, read_bank, require_match
-from mil.bag import NO_TISSUE, BagSet, FeatureFolder, load_bags
+from mil.bag import BagSet, FeatureFolder, load_bags
 from mil.cohort import CohortRow, read_labels
 from mil.commands import settings
+from mil.commands.unused import say_unused
 from mil.metrics import classification_metrics
 from mil.parts import Pooling
 from mil.predictions import predictions_table
@@ -21,8 +22,6 @@ from mil.runs import write_done
 from mil.splits import PARTS, SplitRow, check_split, read_split
 from mil.text import order_classes
 from mil.zeroshot import choose_top_j, resolve_pooling, slide_logits, softmax
-
-PARTLY_FAILED = 3
 
 
 def run(config: DictConfig) -> int:
@@ -65,8 +64,9 @@ def run(config: DictConfig) -> int:
     write_done(out, ("cell.json", "metrics.json", "predictions.csv"))
     summary = {"command": "zeroshot", "slides": len(used), "metrics": metrics, "unused": bags.unused, **cell}
     publish_json(out / "summary.json", summary)
-    _say(pooling, len(used), metrics, bags, out)
-    return PARTLY_FAILED if any(reason != NO_TISSUE for reason in bags.unused.values()) else 0
+    console = Console(stderr=True)
+    _say(console, pooling, len(used), metrics, out)
+    return say_unused(console, bags.unused)
 
 
 def _listed(config: DictConfig, features: FeatureFolder) -> list[tuple[CohortRow | SplitRow, str]]:
@@ -125,10 +125,7 @@ def _write(
     return metrics
 
 
-def _say(pooling: Pooling, n_slides: int, metrics: dict[str, object], bags: BagSet, out: Path) -> None:
-    console = Console(stderr=True)
+def _say(console: Console, pooling: Pooling, n_slides: int, metrics: dict[str, object], out: Path) -> None:
     figures = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float))
     rule = f"{pooling.rule}, J = {pooling.n_chosen or 'all'}"
     console.print(f"zero-shot ({rule}) of {n_slides} slides -> {out}  {figures}", soft_wrap=True, markup=False)
-    for slide_id, reason in bags.unused.items():
-        console.print(f"not used: slide={slide_id} {reason}", soft_wrap=True, markup=False)
