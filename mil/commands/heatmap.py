@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import shapely
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
@@ -160,10 +161,10 @@ def _check_map(record: Path, wanted: str) -> None:
             raise DamagedFileError(f"{name}: not as it was written")
 
 
-def _aucs(explanation: Explanation, column: int, region: object) -> dict[str, object]:
+def _aucs(explanation: Explanation, column: int, region: shapely.Geometry) -> dict[str, object]:
     """How well the layers of the true class find the true regions."""
     bag = explanation.bag
-    is_inside = covered_fraction(region, bag.coords_lv0, bag.size_lv0) >= POSITIVE_FRACTION  # type: ignore[arg-type]
+    is_inside = covered_fraction(region, bag.coords_lv0, bag.size_lv0) >= POSITIVE_FRACTION
     return {
         "auc_evidence": auc_against(explanation.evidence[:, column], is_inside),
         "auc_contribution": auc_against(explanation.contribution[:, column], is_inside),
