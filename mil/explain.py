@@ -50,9 +50,16 @@ def load_run(folder: Path) -> LoadedRun:
     """Load a finished run.
 
     Raises:
-        DamagedFileError: It is not finished, or a file differs from what was written.
+        InputError: There is no finished run in this folder.
+        DamagedFileError: A file differs from what was written.
     """
-    check_run(folder)
+    try:
+        check_run(folder)
+    except OSError as error:
+        raise InputError(
+            f"run={folder}: no finished run in it ({Path(str(error.filename)).name} is missing); give a folder with a "
+            "done.json, or the sweep itself with runs=…"
+        ) from error
     aggregator, card = read_model(folder)
     return LoadedRun(
         folder=folder,

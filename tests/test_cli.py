@@ -9,6 +9,12 @@ import pytest
 from mil.cli import COMMANDS, main
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative folders in these commands must not litter the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
 def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]):
     assert main([]) == 0
     shown = capsys.readouterr().out
@@ -36,6 +42,11 @@ def test_missing_keys_are_all_named(name: str, capsys: pytest.CaptureFixture[str
         (["extract", "no_such_key=1", "slides=x", "out=y"], "no_such_key"),
         (["extract", "encoder=none", "slides=x", "out=y"], "encoder/none"),
         (["extract", "slides=/nowhere", "out=y"], "expected a folder of slides or a .csv table"),
+        (["heatmap", "run=/nowhere", "features=x", "out=y"], "no finished run in it (done.json is missing)"),
+        (["heatmap", "features=x", "out=y"], "give either run=… (a run folder) or runs=… (a sweep)"),
+        (["predict", "runs=/nowhere", "features=x", "out=y"], "runs=/nowhere: no such folder"),
+        (["zeroshot", "features=/nowhere", "bank=x", "out=y"], "features=/nowhere: no such folder"),
+        (["split", "labels=/nowhere.csv", "out=y"], "/nowhere.csv: cannot be read"),
         (["prompts", "prompts=none", "out=y"], "no such set; known: demo"),
     ],
 )
@@ -79,6 +90,12 @@ def test_doctor_is_content_here(tmp_path: Path, capsys: pytest.CaptureFixture[st
     shown = capsys.readouterr().err
     assert "OpenSlide" in shown
     assert "licence Apache-2.0" in shown
+
+
+def test_doctor_without_out_writes_nothing(tmp_path: Path):
+    (tmp_path / "here").mkdir()
+    assert main(["doctor"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
 def test_doctor_finds_missing_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -39,7 +39,7 @@ class Finding:
 
 def run(config: DictConfig) -> int:
     """Look at everything; exit code 1 if the asked-for run cannot work."""
-    out = Path(config.out)
+    out = Path(config.out or ".")
     checks: list[Callable[[], Finding]] = [
         _packages,
         _owner_of_mil,
@@ -56,7 +56,7 @@ def run(config: DictConfig) -> int:
         table.add_row("ok" if finding.is_ok else "NO", finding.name, finding.text)
     Console(stderr=True).print(table)
     is_ok = all(finding.is_ok for finding in findings)
-    if is_ok:
+    if is_ok and config.out is not None:
         lines = [{"name": f.name, "is_ok": f.is_ok, "text": f.text} for f in findings]
         publish_json(out / "summary.json", {"command": "doctor", "findings": lines})
     return 0 if is_ok else 1
