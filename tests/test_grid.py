@@ -19,8 +19,8 @@ def test_golden_positions_at_an_odd_mpp_from_the_bounds_corner():
 
 
 def test_golden_positions_are_rounded_half_up():
-    # A step is 100.6 pixels: 0, 100.6, 201.2 start at 0, 101, 201; and 102.5 at 103.
-    grid = make_grid(Tiling(tile_px=100, tile_mpp=0.5, step_px=100), (0.5 / 1.006, 0.5 / 1.025), (0, 0, 310, 210))
+    # A step is 100.6 pixels: 0, 100.6, 201.2 start at 0, 101, 201; and 102.6 at 103.
+    grid = make_grid(Tiling(tile_px=100, tile_mpp=0.5, step_px=100), (0.5 / 1.006, 0.5 / 1.026), (0, 0, 310, 210))
     assert grid.coords_lv0().tolist() == [[0, 0], [101, 0], [201, 0], [0, 103], [101, 103], [201, 103]]
 
 
