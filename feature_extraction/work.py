@@ -1,5 +1,6 @@
 """One slide in work: its claim, its journal, and the moment it is sealed into a feature file."""
 
+import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,8 +20,6 @@ from feature_extraction.mpp import MppRule
 from feature_extraction.plan import SlidePlan
 from feature_extraction.store import SCHEMA_VERSION, FeatureRows, write_features
 from feature_extraction.tissue import TissueRule
-
-CREATED_WITH = "promptmil 0.1.0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +233,7 @@ class SlideWork:
             tissue=json.dumps(asdict(self._extraction.tissue)),
             precision=self._extraction.precision,
             reader="openslide",
-            created_with=CREATED_WITH,
+            created_with=f"promptmil {importlib.metadata.version('promptmil')}",
         )
 
     def _disk_error(self, error: OSError) -> SlideError:
