@@ -8,7 +8,9 @@ import importlib
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,9 +64,12 @@ def _run(name: str, overrides: list[str]) -> int:
 
     application = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(job)
     kept, sys.argv = sys.argv, [f"promptmil {name}", *overrides]
+    before = _interrupt_on(signal.SIGTERM)
     GlobalHydra.instance().clear()  # a command may run others: the demo does
     try:
         application()
+    except KeyboardInterrupt:  # between two cells of a sweep
+        codes.append(STOPPED)
     except HydraException as error:
         _complain(f"error: {error}")
         return BAD_INPUT
@@ -73,7 +78,20 @@ def _run(name: str, overrides: list[str]) -> int:
             return BAD_INPUT
     finally:
         sys.argv = kept
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     return _worst(codes)
+
+
+def _interrupt_on(number: int) -> Callable[[int, FrameType | None], object] | int | None:
+    """Let a polite end interrupt like Ctrl-C, wherever it falls; returns the handler before, None in other threads."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(number, interrupt)
 
 
 def _worst(codes: Sequence[int]) -> int:

@@ -48,42 +48,70 @@ def whole_files(out: Path) -> tuple[dict[str, tuple[int, int]], list[str]]:
     return found, unreadable
 
 
-def main(out: Path, n_kills: int, longest: float, seed: int, words: list[str]) -> None:
+def seconds_of(words: list[str]) -> float:
+    """How long an undisturbed child takes."""
+    begin = time.monotonic()
+    os.waitpid(start(words), 0)
+    return time.monotonic() - begin
+
+
+def main(out: Path, n_kills: int, seed: int, words: list[str]) -> None:
     import feature_extraction.commands.extract  # noqa: F401 - what the children would import
     import mil.cli  # noqa: F401
 
     torch.set_num_threads(1)  # a thread pool does not survive a fork
     generator = random.Random(seed)
-    killed, unreadable = 0, []
-    changed: list[str] = []
+    rehearsal = [*words, f"out={out}/rehearsal"]
+    whole, idle = seconds_of(rehearsal), seconds_of(rehearsal)  # the second finds everything done
+    # Each attempt gets past its start and through a small part of the work: the kills are spread over all of it.
+    longest = idle + (whole - idle) / 5
+    report: dict[str, list[object]] = {"rounds": [], "unreadable": [], "changed": [], "exit_codes": []}
+    killed = 0
+    while killed < n_kills:  # an attempt that finishes before its kill ends a round; the next begins anew
+        folder = out / f"round{len(report['rounds'])}"
+        line = [*words, f"out={folder}"]
+        in_round, sealed = kill_until_done(folder, n_kills - killed, line, report, generator, idle, longest)
+        killed += in_round
+        report["rounds"].append({"folder": str(folder), "killed": in_round, "sealed_while_killing": sealed})
+    print(json.dumps({"killed": killed, **report}))
+
+
+def kill_until_done(
+    folder: Path,
+    n_kills: int,
+    words: list[str],
+    report: dict[str, list[object]],
+    generator: random.Random,
+    shortest: float,
+    longest: float,
+) -> tuple[int, int]:
+    """One extraction, killed again and again; returns the kills and the files that were whole before the last run."""
+    killed = 0
     seen: dict[str, tuple[int, int]] = {}
     while killed < n_kills:
         child = start(words)
-        time.sleep(generator.uniform(0.0, longest))
+        time.sleep(generator.uniform(0.8 * shortest, longest))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        killed += os.WIFSIGNALED(status)
-        found, broken = whole_files(out)
-        unreadable += broken
-        changed += [name for name, identity in seen.items() if found.get(name) != identity]
-        seen = found
         if os.WIFEXITED(status):
-            break  # it finished before the kill: nothing is left to do
+            break
+        killed += 1
+        seen = compare(folder, seen, report)
     _, status = os.waitpid(start(words), 0)
-    found, broken = whole_files(out)
-    changed += [name for name, identity in seen.items() if found.get(name) != identity]
-    print(
-        json.dumps(
-            {
-                "killed": killed,
-                "sealed_while_killing": len(seen),
-                "unreadable": unreadable + broken,
-                "changed": changed,
-                "exit_code": os.waitstatus_to_exitcode(status),
-            }
-        )
-    )
+    report["exit_codes"].append(os.waitstatus_to_exitcode(status))
+    compare(folder, seen, report)
+    return killed, len(seen)
+
+
+def compare(
+    folder: Path, seen: dict[str, tuple[int, int]], report: dict[str, list[object]]
+) -> dict[str, tuple[int, int]]:
+    """Note what cannot be read, and what is not the file it was when it was first whole."""
+    found, unreadable = whole_files(folder)
+    report["unreadable"] += unreadable
+    report["changed"] += [name for name, identity in seen.items() if found.get(name) != identity]
+    return found
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
