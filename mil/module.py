@@ -38,6 +38,7 @@ class ProximalAdamW(torch.optim.AdamW):
     grows the parameter goes to zero, and zero is the zero-shot model.
     """
 
+    # The two ignores: torch's stub says float, Lightning's closure returns a tensor.
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         """One step of AdamW, then the proximal step."""
