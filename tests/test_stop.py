@@ -56,15 +56,14 @@ def test_a_sweep_stops_as_a_whole_and_goes_on(tmp_path: Path, number: int):
     assert main(["extract", f"slides={cohort.slides}", f"out={tmp_path / 'features'}"]) == 0
     assert main(["split", f"labels={cohort.labels}", f"out={tmp_path}", "folds=3", "val_fraction=0.5"]) == 0
     words = ["train", "-m", f"features={tmp_path / 'features'}", f"split={tmp_path / 'kfold.csv'}", "fold=0,1,2"]
-    words += [f"out={tmp_path / 'runs'}", "aggregator=gated_abmil", "trainer.max_epochs=60"]
+    words += ["seed=0,1", f"out={tmp_path / 'runs'}", "aggregator=gated_abmil", "trainer.max_epochs=3"]
     process = start(*words)
-    wait_for("done.json", tmp_path / "runs")  # the first cell is done, the second has begun
-    time.sleep(1.0)
+    wait_for("done.json", tmp_path / "runs")  # the first of many cells is done: the signal falls into a later one
     os.kill(process.pid, number)
     _, errors = process.communicate(timeout=20)
     done = list((tmp_path / "runs").glob("*/done.json"))
     assert process.returncode == 4, errors
-    assert 1 <= len(done) < 3
+    assert 1 <= len(done) < 6
     again = start(*words)
     _, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
