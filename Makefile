@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := mil feature_extraction tests benchmarks
 
-.PHONY: demo test check fix bench constraints clean
+.PHONY: demo test test-long check fix bench constraints clean
 
 demo: $(STAMP)
 	$(BIN)/promptmil demo out=demo_out
 
 test: check
 	$(BIN)/pytest
+
+test-long: $(STAMP)
+	$(BIN)/pytest -m "long or not long"
 
 check: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)
@@ -24,6 +27,7 @@ fix: $(STAMP)
 	$(BIN)/ruff format $(SOURCES)
 
 bench: $(STAMP)
+	$(BIN)/python benchmarks/extract.py
 	$(BIN)/python benchmarks/cohort.py $(ARGS)
 
 # A new environment whenever what it is made from changes. --system-site-packages is off: nothing from outside counts.

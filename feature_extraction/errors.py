@@ -44,6 +44,10 @@ class SlideError(PromptmilError):
     remedy: str
     code: str
 
+    def __reduce__(self) -> tuple[type["SlideError"], tuple[str, ...]]:
+        """How it passes from one process to another: an exception's own way knows no fields."""
+        return type(self), (self.slide_id, self.stage, self.cause, self.remedy, self.code)
+
     def __str__(self) -> str:
         """The one line that goes to the log, ``status.csv`` and ``failures.csv``."""
         return f"slide={self.slide_id} stage={self.stage} cause={self.cause} remedy={self.remedy} code={self.code}"

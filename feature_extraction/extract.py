@@ -3,29 +3,56 @@
 The one boundary where a slide's error is caught, recorded, and the rest goes on.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Float32
 
+from feature_extraction.ahead import Ahead
+from feature_extraction.batches import Batch, BatchFiller, Part, Reading, Stopped
 from feature_extraction.claims import claim
-from feature_extraction.encoder import Encoder
+from feature_extraction.counters import Counters, Eta
+from feature_extraction.embedding import Embedder
 from feature_extraction.errors import SlideError
-from feature_extraction.plan import plan_slide
-from feature_extraction.reader import ReaderPool, ReadJob, ReadTiles, TileSource, map_ahead
+from feature_extraction.plan import PlanRules, SlidePlan
+from feature_extraction.reader_process import Identify, MakePlan
+from feature_extraction.readers import Readers, ReaderService, ReaderSettings
 from feature_extraction.resume import find_done
 from feature_extraction.slides import SlideRecord, SlideTable
+from feature_extraction.staging import Stager
 from feature_extraction.status import Outcome, write_record
-from feature_extraction.work import EncoderFacts, Extraction, SlideWork, journal_path, side_by_side
+from feature_extraction.work import Lane, SlideWork, journal_path, lock_path
+from feature_extraction.writer import Writer
 
-TILES_A_JOB = 8
-SLIDES_AHEAD = 2
+SLIDES_AHEAD = 3
+BATCHES_IN_RING = 4
+LOOK_AGAIN_SECONDS = 1.0
+Out = TypeVar("Out")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """Who is told of the run as it goes on, from any thread, one call at a time.
+
+    Attributes:
+        on_outcome: Each slide's and encoder's fate, as soon as it is known.
+        on_batch: A batch is embedded; the counters have moved.
+        should_stop: Asked while waiting and after every batch; True ends the run with the journals kept.
+        redact: Given a slide's id and a message, takes out what the message must not say.
+    """
+
+    on_outcome: Callable[[Outcome], None]
+    on_batch: Callable[[], None] = lambda: None
+    should_stop: Callable[[], bool] = lambda: False
+    redact: Callable[[str, str], str] = lambda _slide_id, text: text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,278 +60,335 @@ class Throughput:
     """How the machine is used; changes no result beyond the last bit.
 
     Attributes:
-        device: Where the encoder computes.
+        device: Where the encoders compute.
         batch_size: Tiles in a batch; every batch has this size (the last is padded).
         n_threads: Reader threads.
         mix_slides: Whether a batch may hold tiles of several slides.
+        stall_seconds: Without a sign of life for so long, the reader process is replaced.
+        waits_for_others: Whether slides that other workers have are waited for, and taken over from the dead.
+        service: Begins whoever opens and reads the slides.
     """
 
     device: torch.device
     batch_size: int
     n_threads: int
     mix_slides: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Waiting:
-    """Tiles that were read and wait for a batch."""
-
-    work: SlideWork
-    tiles: UInt8[np.ndarray, "tile side side 3"]
-    is_read: Bool[np.ndarray, " tile"]
+    stall_seconds: float = 120.0
+    waits_for_others: bool = True
+    service: Callable[[ReaderSettings], ReaderService] = Readers
 
 
 class Extractor:
-    """Embeds slides into one feature folder.
+    """Embeds slides into one feature folder for each encoder, reading every tile once.
 
     Args:
-        encoder: Loaded weights.
-        extraction: What to make.
+        lanes: The encoders, all of one tile geometry, and where their rows go.
+        rules: How slides are planned.
         throughput: How fast to make it.
-        folder: The feature folder, named by `folder_name`.
-        on_outcome: Called for each slide as soon as its fate is known.
-        should_stop: Asked after every batch; True ends the run with the journals kept.
+        listener: Who is told.
+        counters: Where the time went.
+        eta: How many tiles are left.
+        stager: Brings slides to a nearer disk, None to read them where they are.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
-        extraction: Extraction,
+        lanes: Sequence[Lane],
+        rules: PlanRules,
         throughput: Throughput,
         *,
-        folder: Path,
-        on_outcome: Callable[[Outcome], None],
-        should_stop: Callable[[], bool],
+        listener: Listener,
+        counters: Counters,
+        eta: Eta,
+        stager: Stager | None = None,
     ) -> None:
-        self._encoder = encoder
-        self._extraction = extraction
+        self._lanes = lanes
+        self._embedders = {lane.folder: Embedder(lane, throughput.device, throughput.batch_size) for lane in lanes}
+        self._rules = rules
         self._throughput = throughput
-        self._device = throughput.device
-        self._folder = folder
-        self._on_outcome = on_outcome
-        self._should_stop = should_stop
-        self._facts = EncoderFacts(
-            spec=encoder.spec,
-            fingerprint=encoder.fingerprint,
-            logit_scale=encoder.logit_scale,
-            logit_bias=encoder.logit_bias,
-        )
-        self._fingerprint = extraction.fingerprint(encoder.spec, encoder.fingerprint)
-        side = extraction.tiling.tile_px
-        self._batch = torch.zeros((throughput.batch_size, 3, side, side), dtype=torch.uint8)
-        self._waiting: deque[_Waiting] = deque()
-        self._n_waiting = 0
-        self._works: dict[str, SlideWork] = {}
+        self._listener = listener
+        self._counters = counters
+        self._eta = eta
+        self._should_stop = listener.should_stop
+        self._stager = stager
+        self._lock = threading.Lock()  # of the three below, the estimate, and the telling
+        self._works: dict[tuple[Path, str], SlideWork] = {}
+        self._elsewhere: dict[str, SlideRecord] = {}
+        self._told: set[tuple[str, str]] = set()
+        self._asked: dict[str, SlideRecord] = {}
 
     def run(self, table: SlideTable) -> None:
-        """Do every slide of the table; each gets exactly one outcome."""
+        """Do every slide of the table; each gets exactly one outcome of each encoder, unless the run is stopped."""
         for error in table.failures:
-            self._on_outcome(Outcome.failed(error))  # without a record: an unsafe id must not become a file name
-        with (
-            ThreadPoolExecutor(1, thread_name_prefix="planner") as planner,
-            ReaderPool(self._throughput.n_threads, n_ahead=self._jobs_ahead()) as readers,
-        ):
-            prepared = map_ahead(planner, self._prepare, table.records, SLIDES_AHEAD)
-            for read in readers.read(self._jobs(prepared)):
-                self._take(read)
-                if self._should_stop():
-                    break
-            if not self._should_stop():
-                self._embed_waiting(flush=True)
-        for work in self._works.values():
-            work.close()
-            self._finish(Outcome(slide_id=work.slide_id, status="stopped", n_tiles=work.n_done))
+            for lane in self._lanes:
+                # Without a record: an unsafe id must not become a file name.
+                self._say(replace(Outcome.failed(error), features=lane.folder.name))
+        self._asked = {record.slide_id: record for record in table.records}
+        side, size = self._rules.tiling.tile_px, self._throughput.batch_size
+        settings = ReaderSettings(
+            n_threads=self._throughput.n_threads,
+            n_tiles=BATCHES_IN_RING * size,
+            side_px=side,
+            stall_seconds=self._throughput.stall_seconds,
+        )
+        with Writer() as writer, ThreadPoolExecutor(SLIDES_AHEAD, thread_name_prefix="planner") as planners:
+            self._writer = writer
+            with self._throughput.service(settings) as self._readers, suppress(Stopped):
+                self._run(table.records, planners)
+            self._stop_works()
 
-    def _jobs_ahead(self) -> int:
-        """Two batches beyond the one in use."""
-        return 2 * self._throughput.batch_size // TILES_A_JOB + self._throughput.n_threads
-
-    def _prepare(self, record: SlideRecord) -> SlideWork | Outcome:
-        """Find a slide done, or claim and plan it. Runs on the planner's thread."""
-        claimed = ExitStack()
-        try:
-            done = find_done(self._folder, record, self._extraction, self._fingerprint)
-            lock = self._folder / ".work" / "locks" / f"{record.slide_id}.lock"
-            if not claimed.enter_context(claim(lock)):
-                return done or Outcome(slide_id=record.slide_id, status="elsewhere")
-            # Another worker may have sealed it between the question and the claim.
-            done = done or find_done(self._folder, record, self._extraction, self._fingerprint)
-            if done is None:
-                return self._plan(record, claimed)
-            journal_path(self._folder, record.slide_id).unlink(missing_ok=True)  # left by a kill just after sealing
-            return done
-        except SlideError as error:
-            return Outcome.failed(error)
-        except OSError as error:
-            return Outcome.failed(_disk_error(record.slide_id, error))
-        finally:
-            claimed.close()
-
-    def _plan(self, record: SlideRecord, claimed: ExitStack) -> SlideWork:
-        """Open the slide and its journal; the work takes the claim over."""
-        rule = self._extraction
-        try:
-            plan = plan_slide(record, tiling=rule.tiling, tissue=rule.tissue, mpp=rule.mpp)
-        except (OSError, MemoryError) as error:
-            raise SlideError(
-                slide_id=record.slide_id,
-                stage="open",
-                cause=f"{record.path.name} cannot be read: {error or type(error).__name__}",
-                remedy="check the disk it lies on and its rights, then run the same command again",
-                code="E-read",
-            ) from error
-        return SlideWork(plan, rule, self._facts, self._folder, claimed.pop_all())
-
-    def _jobs(self, prepared: Iterable[SlideWork | Outcome]) -> Iterator[ReadJob]:
-        """Cut slides into jobs, from the first row that is not in the journal."""
-        for work in prepared:
-            if self._should_stop():
-                if isinstance(work, SlideWork):
-                    self._works[work.slide_id] = work
-                return
-            if isinstance(work, Outcome):
-                self._finish(work)
-                continue
-            self._works[work.slide_id] = work
-            self._seal_if_complete(work)
-            source = TileSource(
-                slide_id=work.slide_id,
-                path=work.plan.record.path,
-                level=work.plan.level,
-                size_lv0=work.plan.grid.size_lv0,
-                side_px=self._extraction.tiling.tile_px,
+    def _run(self, records: Sequence[SlideRecord], planners: ThreadPoolExecutor) -> None:
+        """Pass over the slides; then again over those that other workers had, while anybody has them."""
+        while records:
+            self._elsewhere = {}
+            filler = BatchFiller(
+                self._readers,
+                batch_size=self._throughput.batch_size,
+                n_batches=BATCHES_IN_RING,
+                mix_slides=self._throughput.mix_slides,
+                should_stop=self._should_stop,
+                on_starved=self._stager.hurry if self._stager is not None else lambda: None,
             )
-            coords = work.plan.coords_lv0
-            for row in range(work.n_done, len(coords), TILES_A_JOB):
-                if not work.is_open:
-                    break  # it failed while its first tiles were read
-                yield ReadJob(source=source, first_row=row, coords_lv0=coords[row : row + TILES_A_JOB])
+            ahead = Ahead(planners, self._prepare, records, SLIDES_AHEAD)
+            try:
+                self._embed_all(filler, ahead)
+            finally:
+                ahead.cancel()
+            self._writer.drain()
+            records = list(self._elsewhere.values())
+            if not self._throughput.waits_for_others:
+                self._leave_to_others(records)
+                return
+            end = time.monotonic() + LOOK_AGAIN_SECONDS
+            while records and time.monotonic() < end:
+                if self._should_stop():
+                    raise Stopped
+                time.sleep(0.05)
 
-    def _take(self, read: ReadTiles) -> None:
-        """Queue the tiles of one job and embed whatever fills a batch."""
-        work = self._works.get(read.job.source.slide_id)
-        if work is None:
-            return  # a late job of a slide that failed meanwhile
-        try:
-            work.check_bad(read.is_read, read.error)
-        except SlideError as error:
-            self._fail(work, error)
+    def _leave_to_others(self, records: Sequence[SlideRecord]) -> None:
+        for record in records:
+            for lane in self._lanes:
+                if (lane.folder.name, record.slide_id) not in self._told:
+                    self._say(Outcome(slide_id=record.slide_id, status="elsewhere", features=lane.folder.name))
+
+    def _embed_all(self, filler: BatchFiller, ahead: Ahead[SlideRecord, Reading | None]) -> None:
+        batches = filler.filled(ahead)
+        while True:
+            with self._counters.timing("waiting_tiles"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            self._counters.add_reading(batch.wall_seconds, batch.cpu_seconds)
+            self._counters.sample_queue(filler.n_ready(), BATCHES_IN_RING - 1)
+            for lane in self._lanes:
+                self._embed_for(lane, batch)
+            self._counters.add_batch(batch.n_tiles)
+            with self._lock:
+                self._listener.on_batch()
+            if self._should_stop():
+                raise Stopped
+
+    def _embed_for(self, lane: Lane, batch: Batch) -> None:
+        """Embed a batch with one encoder and send the rows on their way to the disk."""
+        wanted = [(part, work) for part in batch.parts for work in part.reading.works if work.folder == lane.folder]
+        wanted = [(part, work) for part, work in wanted if work.is_open]
+        if not wanted:
             return
-        self._waiting.append(_Waiting(work=work, tiles=read.tiles, is_read=read.is_read))
-        self._n_waiting += len(read.tiles)
-        is_last = read.job.first_row + len(read.tiles) == len(work.plan.coords_lv0)
-        self._embed_waiting(flush=is_last and not self._throughput.mix_slides)
+        with self._counters.timing("embedding"):
+            rows = self._embedders[lane.folder].embed(batch.tiles)
+        with self._counters.timing("waiting_writer"):
+            self._writer.submit(lambda: self._write(wanted, rows))
 
-    def _embed_waiting(self, *, flush: bool) -> None:
-        """Embed full batches; with ``flush`` also the rest."""
-        while self._n_waiting >= self._throughput.batch_size or (flush and self._n_waiting):
-            members = self._next_batch()
-            if not members:
+    def _write(self, wanted: Sequence[tuple[Part, SlideWork]], rows: Float32[np.ndarray, "tile width"]) -> None:
+        """Give embedded rows to their slides, and seal those that are complete. Runs on the writer's thread."""
+        for part, work in wanted:
+            if not work.is_ours():
+                self._leave(work)
                 continue
-            n_tiles = sum(len(member.tiles) for member in members)
-            start = 0
-            for member in members:
-                end = start + len(member.tiles)
-                self._batch[start:end] = torch.from_numpy(member.tiles).permute(0, 3, 1, 2)
-                start = end
-            self._batch[n_tiles:] = 0
-            rows = self._embed_batch()
-            start = 0
-            for member in members:
-                end = start + len(member.tiles)
-                self._accept(member, rows[start:end])
-                start = end
+            skip = work.n_done - part.first_row  # rows that a journal of an earlier run held already
+            mine = rows[part.start : part.start + len(part.is_read)]
+            try:
+                if skip < len(mine):
+                    work.accept(mine[skip:], part.is_read[skip:], part.error)
+            except SlideError as error:
+                self._fail(work, error)
+            else:
+                self._seal_if_complete(work)
 
-    def _embed_batch(self) -> Float32[np.ndarray, "tile width"]:
-        """Rows of the batch, all spaces side by side."""
-        rows = self._embed_in(torch.bfloat16) if self._extraction.precision == "bf16" else None
-        if rows is None or not np.isfinite(rows).all():  # half precision overflowed: once more in float32
-            rows = self._embed_in(None)
-        return rows
-
-    def _embed_in(self, dtype: torch.dtype | None) -> Float32[np.ndarray, "tile width"]:
-        with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
-            embeddings = self._encoder.embed_tiles(self._batch, self._extraction.spaces)
-        return side_by_side({space: v.float().numpy() for space, v in embeddings.items()}, self._extraction.spaces)
-
-    def _next_batch(self) -> list[_Waiting]:
-        """Take up to one batch of tiles from the queue, in order, without those of slides that failed."""
-        members: list[_Waiting] = []
-        room = self._throughput.batch_size
-        while self._waiting and room:
-            member = self._waiting.popleft()
-            self._n_waiting -= len(member.tiles)
-            if not member.work.is_open:
-                continue
-            if len(member.tiles) > room:
-                rest = replace(member, tiles=member.tiles[room:], is_read=member.is_read[room:])
-                member = replace(member, tiles=member.tiles[:room], is_read=member.is_read[:room])
-                self._waiting.appendleft(rest)
-                self._n_waiting += len(rest.tiles)
-            members.append(member)
-            room -= len(member.tiles)
-        return members
-
-    def _accept(self, member: _Waiting, rows: np.ndarray) -> None:
-        """Give embedded rows to their slide, and seal it when they were the last."""
-        if not member.work.is_open:
-            return
+    def _prepare(self, record: SlideRecord) -> Reading | None:
+        """Find a slide done, or claim and plan it. Runs on a planner's thread; None when there is nothing to read."""
         try:
-            member.work.accept(rows, member.is_read)
-        except SlideError as error:
-            self._fail(member.work, error)
-            return
-        self._seal_if_complete(member.work)
+            works = self._open_works(record)
+        except (CancelledError, Stopped):
+            return None  # the run is ending
+        with self._lock:
+            if works:
+                self._eta.plan(len(works[0].plan.coords_lv0) - min(work.n_done for work in works))
+            else:
+                self._eta.skip()
+        if not works:
+            return None
+        for work in works:
+            if work.is_complete:
+                self._writer.submit(lambda work=work: self._seal_if_complete(work))
+        return Reading(plan=works[0].plan, works=tuple(works), side_px=self._rules.tiling.tile_px)
+
+    def _open_works(self, record: SlideRecord) -> list[SlideWork]:
+        """The slide's work for each encoder that lacks it and that nobody else has."""
+        identify = _Once(lambda: self._ask_fingerprint(record))
+        plan = _Once(lambda: self._ask_plan(record))
+        works: list[SlideWork] = []
+        for lane in self._lanes:
+            if (lane.folder.name, record.slide_id) in self._told:
+                continue  # looked at again for the sake of another encoder
+            try:
+                work = self._open_work(lane, record, identify.value, plan.value)
+            except SlideError as error:
+                self._finish(lane, Outcome.failed(error))
+            except OSError as error:
+                self._finish(lane, Outcome.failed(_disk_error(record.slide_id, lane.folder, error)))
+            else:
+                works += [work] if work is not None else []
+        with self._lock:
+            self._works |= {(work.folder, work.slide_id): work for work in works}
+        if not works:
+            self._release(record.slide_id)
+        return works
+
+    def _open_work(
+        self, lane: Lane, record: SlideRecord, identify: Callable[[], str], plan: Callable[[], SlidePlan]
+    ) -> SlideWork | None:
+        """The slide's work for one encoder, None when there is nothing to do for us."""
+        with ExitStack() as claimed:
+            outcome = self._find_or_claim(lane, record, identify, claimed)
+            if outcome is not None:
+                self._finish(lane, outcome, record)
+                return None
+            work = SlideWork(plan(), lane)
+            try:
+                work.require_room()
+            except SlideError:
+                work.close()
+                raise
+            work.keep(claimed.pop_all())
+        return work
+
+    def _find_or_claim(
+        self, lane: Lane, record: SlideRecord, identify: Callable[[], str], claimed: ExitStack
+    ) -> Outcome | None:
+        """The slide's outcome if there is nothing to do for us, else None with the claim entered."""
+        done = find_done(lane, record, identify)
+        if not claimed.enter_context(claim(lock_path(lane.folder, record.slide_id))):
+            return done or Outcome(slide_id=record.slide_id, status="elsewhere")
+        # Another worker may have sealed it between the question and the claim.
+        done = done or find_done(lane, record, identify)
+        if done is not None:
+            journal_path(lane.folder, record.slide_id).unlink(missing_ok=True)  # left by a kill just after sealing
+        return done
+
+    def _ask_fingerprint(self, record: SlideRecord) -> str:
+        answer = self._readers.ask(Identify(slide_id=record.slide_id, path=record.path)).result()
+        if isinstance(answer, SlideError):
+            raise answer
+        return str(answer)
+
+    def _ask_plan(self, record: SlideRecord) -> SlidePlan:
+        near = self._stager.fetch(record) if self._stager is not None else record
+        answer = self._readers.ask(MakePlan(record=near, rules=self._rules)).result()
+        if isinstance(answer, SlidePlan):
+            return answer
+        raise answer if isinstance(answer, SlideError) else TypeError(f"expected a plan, got {type(answer).__name__}")
 
     def _seal_if_complete(self, work: SlideWork) -> None:
-        if not work.is_complete:
+        if not (work.is_ours() and work.is_complete):
             return
         try:
             n_tiles = work.seal()
         except SlideError as error:
             self._fail(work, error)
             return
-        del self._works[work.slide_id]
-        self._finish(
-            Outcome(
-                slide_id=work.slide_id,
-                status="done" if n_tiles else "empty",
-                is_new=True,
-                n_tiles=n_tiles,
-                n_failed=work.n_bad,
-                slide_mpp=work.plan.info.mpp.x,
-                mpp_source=work.plan.info.mpp.source,
-                file=work.path.name,
-            )
-        )
+        self._forget(work)
+        self._counters.add_slide()
+        self._finish(work.lane, work.outcome(n_tiles))
+
+    def _leave(self, work: SlideWork) -> None:
+        """Stop working on a slide that another worker took over while we stood still."""
+        if work.is_open:
+            work.close()
+            self._forget(work)
+            self._finish(work.lane, Outcome(slide_id=work.slide_id, status="elsewhere"), self._asked[work.slide_id])
 
     def _fail(self, work: SlideWork, error: SlideError) -> None:
-        del self._works[work.slide_id]
+        with self._lock:
+            self._eta.lose((len(work.plan.coords_lv0) - work.n_done) // len(self._lanes))
         work.close()
-        self._finish(Outcome.failed(error))
+        self._forget(work)
+        self._finish(work.lane, Outcome.failed(error))
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _forget(self, work: SlideWork) -> None:
+        """The slide's copy goes when the last encoder is through with it."""
+        with self._lock:
+            self._works.pop((work.folder, work.slide_id), None)
+            is_last = not any(slide_id == work.slide_id for _, slide_id in self._works)
+        if is_last:
+            self._release(work.slide_id)
+
+    def _release(self, slide_id: str) -> None:
+        """Give the copy of a slide back, once nobody holds it open."""
+        if self._stager is not None:
+            near = self._stager.path_of(slide_id)
+            if near is not None:
+                self._readers.forget(slide_id, near)
+            self._stager.release(slide_id)
+
+    def _stop_works(self) -> None:
+        """What is still open when the run ends was stopped; its journal stays."""
+        self._writer.drain()
+        for work in list(self._works.values()):
+            work.close()
+            self._forget(work)
+            self._finish(work.lane, Outcome(slide_id=work.slide_id, status="stopped", n_tiles=work.n_done))
+
+    def _finish(self, lane: Lane, outcome: Outcome, record: SlideRecord | None = None) -> None:
         """Record what became of a slide, unless that is another worker's to say."""
-        if outcome.status == "elsewhere":
-            self._on_outcome(outcome)
+        if outcome.status == "elsewhere" and record is not None:
+            with self._lock:
+                self._elsewhere[record.slide_id] = record
             return
+        outcome = replace(
+            outcome, features=lane.folder.name, cause=self._listener.redact(outcome.slide_id, outcome.cause)
+        )
         try:
-            write_record(self._folder / ".work" / "records", outcome)
+            write_record(lane.folder / ".work" / "records", outcome)
         except OSError as error:
-            outcome = Outcome.failed(_disk_error(outcome.slide_id, error))
-        self._on_outcome(outcome)
+            error_now = _disk_error(outcome.slide_id, lane.folder, error)
+            outcome = replace(Outcome.failed(error_now), features=lane.folder.name)
+        self._say(outcome)
+
+    def _say(self, outcome: Outcome) -> None:
+        with self._lock:
+            self._told.add((outcome.features, outcome.slide_id))
+            self._listener.on_outcome(outcome)
 
 
-def folder_name(encoder: Encoder, extraction: Extraction) -> str:
-    """``<encoder>-<hash8>``: two configurations can never share a folder."""
-    return f"{encoder.spec.name}-{extraction.fingerprint(encoder.spec, encoder.fingerprint)[:8]}"
+class _Once(Generic[Out]):
+    """A value that is made when it is first asked for, or the error it made."""
+
+    def __init__(self, make: Callable[[], Out]) -> None:
+        self._make = make
+        self._made: list[Out] = []
+
+    def value(self) -> Out:
+        if not self._made:
+            self._made.append(self._make())
+        return self._made[0]
 
 
-def _disk_error(slide_id: str, error: OSError) -> SlideError:
+def _disk_error(slide_id: str, folder: Path, error: OSError) -> SlideError:
     return SlideError(
         slide_id=slide_id,
         stage="write",
-        cause=f"a file could not be read or written: {error.strerror or error}",
+        cause=f"a file of {folder.name} could not be read or written: {error.strerror or error}",
         remedy="check the space and the rights of out=…, then run the same command again",
         code="E-disk",
     )

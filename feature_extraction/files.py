@@ -9,7 +9,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -31,14 +32,15 @@ def publish(path: Path, data: bytes | memoryview) -> None:
     descriptor, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
     temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with _named(path), os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong first is what must be heard of
+            temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
@@ -57,7 +59,8 @@ def sync_folder(folder: Path) -> None:
     """Flush a folder's list of names to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with _named(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -84,7 +87,8 @@ def read_json(path: Path) -> dict[str, object]:
         OSError: The file cannot be read.
     """
     try:
-        content = json.loads(path.read_bytes())
+        with _named(path):
+            content = json.loads(path.read_bytes())
     except ValueError as error:
         raise DamagedFileError(f"{path}: not readable as JSON ({error}); delete it and run again") from error
     if not isinstance(content, dict):
@@ -125,6 +129,16 @@ def address(content: Mapping[str, object]) -> str:
     """Hex SHA-256 of plain data, independent of the order of its keys: the name of everything made from it."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@contextmanager
+def _named(path: Path) -> Generator[None, None, None]:
+    """Let an error of a read, write or flush say which file it was: such calls know no name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _without_nan(content: object) -> object:

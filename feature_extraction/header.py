@@ -37,6 +37,7 @@ class FeatureHeader:
         precision: Arithmetic of the encoder.
         reader: What decoded the pixels.
         created_with: Program and version.
+        slide_sha256: Over every byte of the slide's files, empty when it was not computed.
     """
 
     slide_id: str
@@ -67,6 +68,7 @@ class FeatureHeader:
     precision: str
     reader: str
     created_with: str
+    slide_sha256: str = ""
 
     def size_lv0(self) -> tuple[float, float]:
         """Width and height of a tile in level-0 pixels."""

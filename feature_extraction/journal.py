@@ -66,6 +66,8 @@ class Journal:
 
         On a full disk the last block may be lost: it does not add up and is read again, so nothing is raised.
         """
+        if self._stream.closed:
+            return  # its removal failed half-way
         with suppress(OSError):
             self._stream.flush()
             os.fsync(self._stream.fileno())

@@ -1,5 +1,6 @@
 """Micrometres per pixel of a slide: the chain of sources, and what is believed of them."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from feature_extraction.errors import SlideError
 MPP_RANGE = (0.05, 4.0)
 """Micrometres per pixel that a microscope scan can have at its finest level; anything else is a wrong tag."""
 OBJECTIVE_POWER = "openslide.objective-power"
+STATED = ("openslide.mpp-x", "openslide.mpp-y", "aperio.MPP", "aperio.AppMag")
+"""Properties that should hold a number; OpenSlide itself passes over Aperio's when they do not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +62,16 @@ def find_mpp(slide_id: str, properties: Mapping[str, str], table_mpp: tuple[floa
         ("objective", by_power, by_power),
     ):
         if x is None or y is None:
+            seen += [f"{source} {value:g} for one axis only" for value in (x, y) if value is not None]
             continue
         plausible = all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in (x, y))
         if plausible and (source != "objective" or rule.from_objective):
             return Mpp(x=x, y=y, source=source)
-        seen.append(f"{source} {x:g} x {y:g}" + ("" if plausible else " (outside .05-4)"))
+        seen.append(f"{source} {x:g} x {y:g} ({'not asked for' if plausible else 'outside .05-4'})")
     if rule.default_mpp is not None:
         return Mpp(x=rule.default_mpp, y=rule.default_mpp, source="default")
+    # The text itself stays out of messages: nobody knows what else was written there.
+    seen += [f"{key} is no number" for key in STATED if key in properties and number(properties[key]) is None]
     found = "; seen: " + ", ".join(seen) if seen else "; no resolution tag and no objective power in it"
     remedy = "give it in a slides.csv (columns path, mpp), or set default_mpp=…, or mpp_from_objective=true"
     cause = f"no plausible micrometres per pixel in its metadata{found}"
@@ -76,7 +82,8 @@ def number(text: str | None) -> float | None:
     """A finite number written with a dot or a comma, or None."""
     if text is None or not re.fullmatch(r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*", text):
         return None
-    return float(text.replace(",", "."))
+    value = float(text.replace(",", "."))
+    return value if math.isfinite(value) else None
 
 
 def _tiff_mpp(properties: Mapping[str, str], axis: str) -> float | None:

@@ -1,27 +1,39 @@
-"""A pool of threads that reads tiles of many slides, in order, ahead of whoever uses them.
+"""Read tiles of many slides on many threads of one process: direct decode where it is exact, else OpenSlide.
 
-Threads and not processes: OpenSlide releases the interpreter's lock while it decodes, and one decoded-tile cache serves
-all. Each thread keeps its own handles, because a handle whose read failed is useless for ever after.
+Threads and not processes: both decoders release the interpreter's lock, and decoded JPEG tiles serve all threads. Each
+thread keeps its own OpenSlide handles, because a handle whose read failed is useless for ever after.
 """
 
+import errno
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import UInt8
 
 from feature_extraction.errors import SlideError
-from feature_extraction.slide import Slide, shared_cache
+from feature_extraction.jpeg_tiff import JpegTileReader, jpeg_levels
+from feature_extraction.region import region_of
+from feature_extraction.resample import resample
+from feature_extraction.slide import TIFF_ERRORS, Slide, shared_cache
+
+Decoder = Literal["direct", "openslide"]
+"""What decodes the pixels of a slide; recorded in its feature file."""
 
 CACHE_BYTES = 64 << 20
-HANDLES_A_THREAD = 4
-In = TypeVar("In")
+HANDLES_KEPT = 4
+BAND_BYTES = 512 << 20
+"""Decoded JPEG tiles kept of one slide, at most."""
+PROBE_PX = 300
+"""Side of the regions on which the decoders are compared; more than one JPEG tile, so that seams are in them."""
+TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN})
+"""What a network file system answers while it recovers."""
+RETRY_SECONDS = (0.1, 0.4, 1.6)
 Out = TypeVar("Out")
 
 
@@ -32,6 +44,7 @@ class TileSource:
     Attributes:
         slide_id: Named in errors.
         path: The slide file.
+        decoder: What reads the pixels.
         level: Pyramid level.
         size_lv0: Width and height of a tile in level-0 pixels.
         side_px: Side of the tile that comes out.
@@ -39,99 +52,77 @@ class TileSource:
 
     slide_id: str
     path: Path
+    decoder: Decoder
     level: int
     size_lv0: tuple[float, float]
     side_px: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadJob:
-    """A few neighbouring tiles of one slide.
+class TileReader:
+    """Reads tiles; shared by threads, and the owner of every handle."""
 
-    Attributes:
-        source: The slide.
-        first_row: Row of the first of them in the slide's grid.
-        coords_lv0: Top-left corners.
-    """
-
-    source: TileSource
-    first_row: int
-    coords_lv0: Int64[np.ndarray, "tile 2"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadTiles:
-    """What came of a job.
-
-    Attributes:
-        job: The job.
-        tiles: RGB; rows that could not be read are undefined and must not be used.
-        is_read: Which rows hold a tile.
-        error: The first error, None when every tile was read.
-    """
-
-    job: ReadJob
-    tiles: UInt8[np.ndarray, "tile side side 3"]
-    is_read: Bool[np.ndarray, " tile"]
-    error: SlideError | None
-
-
-class ReaderPool:
-    """Threads that read tiles. Use as a context manager.
-
-    Args:
-        n_threads: Tiles decoded at the same time.
-        n_ahead: Jobs read or waiting beyond the one in use; bounds the memory.
-    """
-
-    def __init__(self, n_threads: int, n_ahead: int) -> None:
-        self._executor = ThreadPoolExecutor(n_threads, thread_name_prefix="reader")
-        self._n_ahead = n_ahead
+    def __init__(self) -> None:
         self._cache = shared_cache(CACHE_BYTES)
         self._local = threading.local()
-        self._handles: list[OrderedDict[Path, Slide]] = []
+        self._handles: list[OrderedDict[Path, Slide]] = []  # of every thread
+        self._lock = threading.Lock()
+        self._direct: OrderedDict[tuple[Path, int], JpegTileReader] = OrderedDict()
 
-    def __enter__(self) -> "ReaderPool":
-        return self
+    def read(self, source: TileSource, corner_lv0: tuple[int, int]) -> UInt8[np.ndarray, "side side 3"]:
+        """Read one tile.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._executor.shutdown(cancel_futures=True)
-        for handles in self._handles:
-            for slide in handles.values():
-                slide.close()
+        What cannot be decoded directly is OpenSlide's to judge; its handle is opened anew after an error, once.
 
-    def read(self, jobs: Iterable[ReadJob]) -> Iterator[ReadTiles]:
-        """Read jobs in their order, `n_ahead` of them in advance."""
-        return map_ahead(self._executor, self._read_job, jobs, self._n_ahead)
-
-    def _read_job(self, job: ReadJob) -> ReadTiles:
-        side = job.source.side_px
-        tiles = np.empty((len(job.coords_lv0), side, side, 3), np.uint8)
-        is_read = np.zeros(len(job.coords_lv0), dtype=bool)
-        first_error: SlideError | None = None
-        for row, (x, y) in enumerate(job.coords_lv0):
+        Raises:
+            SlideError: The tile cannot be read.
+        """
+        if source.decoder == "direct":
             try:
-                tiles[row] = self._read_tile(job.source, (int(x), int(y)))
-                is_read[row] = True
-            except SlideError as error:
-                first_error = first_error or error
-            except (OSError, MemoryError) as error:
-                first_error = first_error or _read_error(job.source, error)
-        return ReadTiles(job=job, tiles=tiles, is_read=is_read, error=first_error)
-
-    def _read_tile(self, source: TileSource, corner: tuple[int, int]) -> UInt8[np.ndarray, "side side 3"]:
-        """Read one tile; after an error once more with a new handle, for OpenSlide's errors are final to a handle."""
+                return with_patience(lambda: self._read_directly(source, corner_lv0))
+            except (OSError, ValueError):
+                with self._lock:
+                    self._direct.pop((source.path, source.level), None)
         try:
-            return self._handle(source).read_square(corner, source.size_lv0, source.level, source.side_px)
+            return self._read_by_openslide(source, corner_lv0)
         except SlideError:
             self._drop(source.path)
         try:
-            return self._handle(source).read_square(corner, source.size_lv0, source.level, source.side_px)
+            return self._read_by_openslide(source, corner_lv0)
         except SlideError:
             self._drop(source.path)
             raise
+
+    def forget(self, path: Path) -> None:
+        """Close every handle of a slide file, none of which is in use: an open file keeps its bytes on the disk."""
+        with self._lock:
+            for key in [key for key in self._direct if key[0] == path]:
+                del self._direct[key]
+        for handles in self._handles:
+            slide = handles.pop(path, None)
+            if slide is not None:
+                slide.close()
+
+    def _read_directly(self, source: TileSource, corner_lv0: tuple[int, int]) -> UInt8[np.ndarray, "side side 3"]:
+        key = (source.path, source.level)
+        with self._lock:
+            reader = self._direct.get(key)
+            if reader is None:
+                with Slide(source.slide_id, source.path) as slide:
+                    reader = open_direct(slide, source.level, source.size_lv0[1])
+                if reader is None:
+                    raise ValueError("the level is no longer decodable directly")
+                self._direct[key] = reader
+                while len(self._direct) > HANDLES_KEPT:
+                    self._direct.popitem(last=False)  # closes itself when the last thread lets go
+            self._direct.move_to_end(key)
+        factor = reader.downsample
+        region = region_of(corner_lv0, source.size_lv0, factor)
+        return resample(reader.read(region.corner, region.size), region, source.side_px)
+
+    def _read_by_openslide(self, source: TileSource, corner_lv0: tuple[int, int]) -> UInt8[np.ndarray, "side side 3"]:
+        slide = self._handle(source)
+        region = region_of(corner_lv0, source.size_lv0, slide.downsamples[source.level])
+        return resample(slide.read_region(region.corner, source.level, region.size), region, source.side_px)
 
     def _handle(self, source: TileSource) -> Slide:
         """This thread's handle of the slide, opened when first needed."""
@@ -142,38 +133,82 @@ class ReaderPool:
         if source.path not in handles:
             handles[source.path] = Slide(source.slide_id, source.path, self._cache)
         handles.move_to_end(source.path)
-        while len(handles) > HANDLES_A_THREAD:
+        while len(handles) > HANDLES_KEPT:
             handles.popitem(last=False)[1].close()
         return handles[source.path]
 
     def _drop(self, path: Path) -> None:
-        slide = self._local.handles.pop(path, None)
+        slide = self._local.handles.pop(path, None) if hasattr(self._local, "handles") else None
         if slide is not None:
             slide.close()
 
 
-def _read_error(source: TileSource, error: Exception) -> SlideError:
-    return SlideError(
-        slide_id=source.slide_id,
-        stage="tile",
-        cause=f"{source.path.name} cannot be read: {error or type(error).__name__}",
-        remedy="check the disk it lies on, then run the same command again",
-        code="E-read",
-    )
+def open_direct(slide: Slide, level: int, extent_lv0: float) -> JpegTileReader | None:
+    """A direct reader of a level, or None where its pixels would not be OpenSlide's.
 
+    Only levels whose pixels begin at whole level-0 pixels: between them OpenSlide interpolates.
 
-def map_ahead(
-    executor: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In], n_ahead: int
-) -> Iterator[Out]:
-    """Apply a function to items on an executor: results in order, at most ``n_ahead`` of them waiting."""
-    waiting: deque[Future[Out]] = deque()
+    Args:
+        slide: The open slide.
+        level: Pyramid level.
+        extent_lv0: Height of a tile, which tells how many rows of JPEG tiles are worth keeping.
+    """
+    if not slide.is_aligned(level):
+        return None
     try:
-        for item in items:
-            waiting.append(executor.submit(function, item))
-            if len(waiting) > n_ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        found = jpeg_levels(slide.path, slide.level_sizes)[level]
+        if found is None:
+            return None
+        factor = slide.downsamples[level]
+        n_kept = min(found.band_tiles(int(extent_lv0 / factor) + 1), BAND_BYTES // found.tile_bytes)
+        return JpegTileReader(slide.path, found, n_kept=n_kept, downsample=factor, background=slide.background)
+    except TIFF_ERRORS:
+        return None
+
+
+def choose_decoder(slide: Slide, level: int, size_lv0: tuple[float, float]) -> Decoder:
+    """Compare both decoders on a few regions of a level: direct decode only where every pixel is OpenSlide's.
+
+    Raises:
+        SlideError: OpenSlide cannot read one of the regions.
+    """
+    reader = open_direct(slide, level, size_lv0[1])
+    if reader is None:
+        return "openslide"
+    try:
+        for corner in _probes(slide.level_sizes[level]):
+            size = (PROBE_PX, PROBE_PX)
+            if not np.array_equal(reader.read(corner, size), slide.read_region(corner, level, size)):
+                return "openslide"
+    except (OSError, ValueError):
+        return "openslide"
     finally:
-        for future in waiting:
-            future.cancel()
+        reader.close()
+    return "direct"
+
+
+def _probes(size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Corners of the regions that are compared: the first tile, the middle, a third, and the far edges."""
+    width, height = size
+    return [
+        (0, 0),
+        (width // 2, height // 2),
+        (width // 3, 2 * height // 3),
+        (width - PROBE_PX // 2, height - PROBE_PX // 2),
+    ]
+
+
+def with_patience(read: Callable[[], Out]) -> Out:
+    """Call ``read``, again after a while when the file system says that it is about to recover.
+
+    Raises:
+        OSError: It did not recover, or says something else.
+    """
+    for seconds in RETRY_SECONDS:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno not in TRANSIENT:
+                raise
+        time.sleep(seconds)
+    return read()

@@ -4,9 +4,10 @@ The only room that sees OpenSlide. It stays the authority on what a slide's pixe
 """
 
 import hashlib
+import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,16 +16,17 @@ import numpy as np
 import openslide
 import tifffile
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageColor
 
 from feature_extraction.errors import SlideError
 from feature_extraction.mpp import Mpp, MppRule, find_mpp, number
+from feature_extraction.preflight import Defect, explain_refusal, find_defect
 
 SHRINK_SLACK = 1.01
 """A level may be this much coarser than asked and still count as fine enough (downsamples are stored rounded)."""
 SAMPLE_BYTES = 1 << 16
-MAX_REGION_PIXELS = 1 << 28
-"""The largest region read at once: 1 GiB as RGBA. A slide without a pyramid must not take the machine down."""
+STRIP_PIXELS = 1 << 25
+"""The largest part of a level read at once for a thumbnail: 128 MiB as RGBA."""
 TIFF_ERRORS = (tifffile.TiffFileError, struct.error, ValueError, LookupError, TypeError, ArithmeticError, OSError)
 """What tifffile raises on damaged directories."""
 
@@ -70,16 +72,22 @@ class Slide:
         self.slide_id = slide_id
         self.path = path
         try:
+            defect = find_defect(path)
+            if defect is not None:
+                raise _as_error(slide_id, defect)
             self._handle = openslide.OpenSlide(path)
             if cache is not None:
                 self._handle.set_cache(cache)
             self.downsamples = tuple(float(factor) for factor in self._handle.level_downsamples)
             self._size_lv0 = self._handle.dimensions
-            self._properties = dict(self._handle.properties)
-        except (openslide.OpenSlideError, OSError, ValueError) as error:
-            raise _open_error(slide_id, path, error) from error
+            properties = self._handle.properties  # a name that is not UTF-8 cannot be asked for
+            self._properties = {key: value for key in properties if (value := properties.get(key)) is not None}
+        except (openslide.OpenSlideError, ValueError) as error:
+            raise _as_error(slide_id, explain_refusal(path, str(error))) from error
         colour = self._properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR) or ""
         self._background = f"#{colour}" if re.fullmatch("[0-9a-fA-F]{6}", colour) else "#ffffff"
+        self.background: tuple[int, int, int] = ImageColor.getrgb(self._background)[:3]
+        self.level_sizes: tuple[tuple[int, int], ...] = tuple(self._handle.level_dimensions)
 
     def __enter__(self) -> "Slide":
         return self
@@ -124,53 +132,61 @@ class Slide:
         """The coarsest level that is still at least as fine as ``downsample``."""
         return self._handle.get_best_level_for_downsample(downsample * SHRINK_SLACK)
 
-    def read_square(
-        self, corner_lv0: tuple[int, int], size_lv0: tuple[float, float], level: int, side_px: int
-    ) -> UInt8[np.ndarray, "side side 3"]:
-        """Read a region and resample it to exactly ``side_px`` squared, RGB on the slide's background.
+    def is_aligned(self, level: int) -> bool:
+        """Whether every pixel of a level begins at a whole level-0 pixel, so that it can be asked for exactly.
 
-        The region is read on the level's own pixel grid and cut at fractional positions by the resampling (bicubic,
-        antialiased), so the mpp of a tile is exact and not rounded to whole pixels. Without a change of size the pixels
-        are the slide's own.
+        OpenSlide takes level-0 positions. Between two pixels of the level it interpolates.
+        """
+        return self.downsamples[level].is_integer()
+
+    def read_region(
+        self, corner: tuple[int, int], level: int, size: tuple[int, int]
+    ) -> UInt8[np.ndarray, "row column 3"]:
+        """Read ``size`` (width, height) pixels from ``corner`` (x, y), both in pixels of the level, RGB on background.
 
         Raises:
             SlideError: The region cannot be decoded. The handle is useless afterwards (OpenSlide latches the error).
         """
         factor = self.downsamples[level]
-        left, top = (position / factor for position in corner_lv0)
-        width, height = (extent / factor for extent in size_lv0)
-        x, y = int(left + 1e-6), int(top + 1e-6)
-        columns, rows = int(np.ceil(left + width - x - 1e-6)), int(np.ceil(top + height - y - 1e-6))
-        picture = self._read((round(x * factor), round(y * factor)), level, (columns, rows))
-        inset = (max(left - x, 0.0), max(top - y, 0.0))
-        box = (*inset, min(inset[0] + width, columns), min(inset[1] + height, rows))
-        if (columns, rows) != (side_px, side_px) or max(inset) > 1e-3:
-            picture = picture.resize((side_px, side_px), Image.Resampling.BICUBIC, box=box)
-        return np.asarray(picture)
+        corner_lv0 = (round(corner[0] * factor), round(corner[1] * factor))
+        return np.array(self._read(corner_lv0, level, size))
 
-    def thumbnail(self, bounds_lv0: tuple[int, int, int, int], downsample: float) -> UInt8[np.ndarray, "row column 3"]:
+    def thumbnail(
+        self,
+        bounds_lv0: tuple[int, int, int, int],
+        downsample: float,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> UInt8[np.ndarray, "row column 3"]:
         """The scanned area at about ``downsample`` times level 0, RGB.
+
+        Read in strips, so that a slide without a pyramid costs time and not memory.
+
+        Args:
+            bounds_lv0: The scanned area: x, y, width, height.
+            downsample: Level-0 pixels to a pixel of the thumbnail.
+            on_progress: Called after each strip.
 
         Raises:
             SlideError: The level cannot be decoded.
         """
         level = self.level_for(downsample)
         factor = self.downsamples[level]
-        x, y, width, height = bounds_lv0
-        size = (max(1, int(width / factor)), max(1, int(height / factor)))
-        picture = self._read((x, y), level, size)
-        target = (max(1, round(width / downsample)), max(1, round(height / downsample)))
-        return np.asarray(picture.resize(target, Image.Resampling.BOX))
+        x, y, width_lv0, height_lv0 = bounds_lv0
+        width, height = max(1, int(width_lv0 / factor)), max(1, int(height_lv0 / factor))
+        n_columns, n_rows = max(1, round(width_lv0 / downsample)), max(1, round(height_lv0 / downsample))
+        shrink = height / n_rows
+        rows_a_strip = max(1, int(STRIP_PIXELS / (width * shrink)))
+        strips: list[UInt8[np.ndarray, "row column 3"]] = []
+        for first in range(0, n_rows, rows_a_strip):
+            last = min(n_rows, first + rows_a_strip)
+            top, bottom = int(first * shrink), min(height, math.ceil(last * shrink))
+            strip = self._read((x, y + round(top * factor)), level, (width, bottom - top))
+            box = (0.0, first * shrink - top, float(width), min(last * shrink - top, bottom - top))
+            strips.append(np.asarray(strip.resize((n_columns, last - first), Image.Resampling.BOX, box=box)))
+            on_progress()
+        return np.concatenate(strips)
 
     def _read(self, corner_lv0: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
-        if size[0] * size[1] > MAX_REGION_PIXELS:
-            raise SlideError(
-                slide_id=self.slide_id,
-                stage="tile",
-                cause=f"its level {level} as one region has {size[0]:,} x {size[1]:,} pixels: it has no pyramid",
-                remedy="convert it to a pyramid (vips tiffsave --tile --pyramid), or set tissue=none",
-                code="E-pyramid",
-            )
         try:
             region = self._handle.read_region(corner_lv0, level, size)
         except openslide.OpenSlideError as error:
@@ -223,41 +239,5 @@ def _bounds(properties: Mapping[str, str], width: int, height: int) -> tuple[int
     return x, y, min(w, width - x), min(h, height - y)
 
 
-def _open_error(slide_id: str, path: Path, error: Exception) -> SlideError:
-    """Say which of the many reasons it is: OpenSlide answers the same to a missing, empty and cut file."""
-    if path.is_dir():
-        cause, code = f"{path.name} is a folder, expected a slide file", "E-open"
-    elif not path.is_file():
-        cause, code = f"no such file: {path.name}", "E-missing"
-    elif path.stat().st_size == 0:
-        cause, code = f"{path.name} is empty (0 bytes)", "E-empty"
-    else:
-        damage = _tiff_truncation(path)
-        said = damage or f"OpenSlide does not read it ({error})"
-        cause, code = f"{path.name}: {said}", "E-truncated" if damage else "E-open"
-    remedy = (
-        "check the path" if code == "E-missing" else "copy the slide again, or convert it to a format OpenSlide reads"
-    )
-    return SlideError(slide_id=slide_id, stage="open", cause=cause, remedy=remedy, code=code)
-
-
-def _tiff_truncation(path: Path) -> str | None:
-    """Name a cut TIFF by its bytes: a directory or a tile it points to lies behind the end of the file."""
-    size = path.stat().st_size
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            ends = [
-                offset + count
-                for page in tiff.pages
-                if isinstance(page, tifffile.TiffPage)
-                for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)
-            ]
-    except TIFF_ERRORS as error:
-        return f"its TIFF directory is damaged or cut ({error}); it has {size:,} bytes" if _is_tiff(path) else None
-    needed = max(ends, default=0)
-    return f"is cut short: its tiles end at byte {needed:,}, the file has {size:,} bytes" if needed > size else None
-
-
-def _is_tiff(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+def _as_error(slide_id: str, defect: Defect) -> SlideError:
+    return SlideError(slide_id=slide_id, stage="open", cause=defect.cause, remedy=defect.remedy, code=defect.code)

@@ -14,6 +14,8 @@ from feature_extraction.errors import DamagedFileError, SlideError
 from feature_extraction.files import as_record, publish_json, publish_text, read_json
 
 Status = Literal["done", "empty", "failed", "elsewhere", "stopped"]
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""What makes a spreadsheet compute a cell (OWASP, CSV injection)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,11 @@ class Outcome:
         n_failed: Tiles that could not be read and were allowed to be left out.
         slide_mpp: Along x, 0 when unknown.
         mpp_source: Where that came from.
+        reader: What decoded its pixels.
+        n_grid: Tiles of the grid, kept or not; None when the slide was not planned.
+        tissue_share: Share of the scanned area that is tissue.
+        pen_share: Share that is ink.
+        features: Name of the feature folder.
         file: Name of the feature file, empty when there is none.
         stage: Of the error.
         cause: Of the error.
@@ -43,6 +50,11 @@ class Outcome:
     n_failed: int = 0
     slide_mpp: float = 0.0
     mpp_source: str = ""
+    reader: str = ""
+    n_grid: int | None = None
+    tissue_share: float | None = None
+    pen_share: float | None = None
+    features: str = ""
     file: str = ""
     stage: str = ""
     cause: str = ""
@@ -74,8 +86,23 @@ def read_records(folder: Path) -> list[Outcome]:
 
 
 def write_tables(out: Path, outcomes: Iterable[Outcome]) -> None:
-    """Write ``status.csv`` (every slide) and ``failures.csv`` (those that failed) into ``out``."""
+    """Write ``status.csv`` (every slide) and ``failures.csv`` (those that failed) into ``out``; text is `as_cell`."""
     columns = [field.name for field in fields(Outcome)]
-    table = pd.DataFrame([asdict(outcome) for outcome in outcomes], columns=columns).sort_values("slide_id")
+    rows = [asdict(outcome) for outcome in sorted(outcomes, key=lambda outcome: outcome.slide_id)]
+    cells = [{name: as_cell(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows]
+    table = pd.DataFrame(cells, columns=columns)
     publish_text(out / "status.csv", table.to_csv(index=False))
     publish_text(out / "failures.csv", table[table["status"] == "failed"].to_csv(index=False))
+
+
+def as_cell(text: str) -> str:
+    """Text as a cell of a CSV that no spreadsheet takes for a formula: with ``'`` in front where it would.
+
+    `from_cell` gives the text back. Numbers are not text and stay as they are.
+    """
+    return f"'{text}" if text.lstrip("'").startswith(FORMULA_STARTS) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text that `as_cell` was given."""
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(FORMULA_STARTS) else cell

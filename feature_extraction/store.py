@@ -6,7 +6,7 @@ what they ignore. Features lie contiguous, so that a bag is a memory map and not
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 import h5py
@@ -235,14 +235,15 @@ def _is_hdf5(path: Path) -> bool:
 
 def _read_header(file: h5py.File, path: Path) -> FeatureHeader:
     attributes = {name: _plain(value) for name, value in file.attrs.items()}
-    names = [field.name for field in fields(FeatureHeader)]
-    missing = [name for name in [*names, "content_sha256"] if name not in attributes]
+    needed = [field.name for field in fields(FeatureHeader) if field.default is MISSING]
+    missing = [name for name in [*needed, "content_sha256"] if name not in attributes]
     if missing or not attributes.get("complete"):
         raise DamagedFileError(
             f"{path.name}: not a sealed feature file of promptmil (lacks {', '.join(missing) or 'its seal'}); "
             "features of other tools need `promptmil convert`"
         )
-    return as_record(FeatureHeader, {name: attributes[name] for name in names}, path.name)
+    names = [field.name for field in fields(FeatureHeader)]
+    return as_record(FeatureHeader, {name: attributes[name] for name in names if name in attributes}, path.name)
 
 
 def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:

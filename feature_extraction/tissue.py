@@ -5,13 +5,23 @@ there; where only glass is, Otsu would still cut noise in two, so the threshold 
 (fluorescence) is noise of high saturation, so dark pixels are never tissue. (Otsu 1979, IEEE Trans. SMC 9, 62-66.)
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 from scipy import ndimage
 
+from feature_extraction.pens import extremes, find_pens
+
 LEVELS = 256
+CLEANING = ("min_area_um2", "max_hole_um2")
+USED_BY = {
+    "none": (),
+    "saturation_otsu": ("mpp", "min_saturation", "max_saturation", "min_brightness", *CLEANING, "min_fraction", "pen"),
+    "geojson": ("mpp", "min_fraction", "content_sha256"),
+    "model": ("mpp", *CLEANING, "min_fraction", "content_sha256"),
+}
+"""Each method, and the fields of the rule that change what it finds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +29,8 @@ class TissueRule:
     """How tissue is told from glass.
 
     Attributes:
-        method: ``saturation_otsu``, or ``none`` to keep every tile.
+        method: ``saturation_otsu``; ``geojson`` (annotations); ``model`` (a segmentation network); or ``none`` to keep
+            every tile.
         mpp: Micrometres per pixel of the thumbnail it is decided on.
         min_saturation: Floor of the threshold (0..1), so that bare glass stays empty.
         max_saturation: Ceiling of the threshold, so that dark stain or a pen mark does not hide pale tissue.
@@ -27,6 +38,9 @@ class TissueRule:
         min_area_um2: Specks below this area are dropped.
         max_hole_um2: Holes below this area are filled.
         min_fraction: A tile is kept when at least this share of it is tissue.
+        pen: Whether strokes of blue, green and black pens are left out.
+        path: GeoJSON file or folder, or the network; never written to any output.
+        content_sha256: Of the file at ``path``, empty for a folder; stands for it in fingerprints and headers.
     """
 
     method: str = "saturation_otsu"
@@ -37,20 +51,49 @@ class TissueRule:
     min_area_um2: float = 4_000.0
     max_hole_um2: float = 4_000.0
     min_fraction: float = 0.25
+    pen: bool = True
+    path: str | None = None
+    content_sha256: str = ""
+
+    def described(self) -> dict[str, object]:
+        """The method and what of this rule changes its result, as plain data without any path."""
+        content = asdict(self)
+        return {"method": self.method, **{name: content[name] for name in USED_BY[self.method]}}
 
 
-def find_tissue(thumbnail: UInt8[np.ndarray, "row column 3"], rule: TissueRule) -> Bool[np.ndarray, "row column"]:
-    """True where there is tissue."""
-    if rule.method == "none":
-        return np.ones(thumbnail.shape[:2], dtype=bool)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundTissue:
+    """What a thumbnail shows.
+
+    Attributes:
+        is_tissue: Where there is tissue.
+        pen_share: Pen strokes' share of everything that is not glass (0..1).
+    """
+
+    is_tissue: Bool[np.ndarray, "row column"]
+    pen_share: float = 0.0
+
+
+def find_tissue(thumbnail: UInt8[np.ndarray, "row column 3"], rule: TissueRule) -> FoundTissue:
+    """Tissue by its saturation, without pen strokes."""
     smooth = ndimage.gaussian_filter(thumbnail.astype(np.float32), sigma=(1, 1, 0))
-    brightest = smooth.max(axis=2)
-    saturation = (brightest - smooth.min(axis=2)) / np.maximum(brightest, 1.0)
+    darkest, brightest = extremes(smooth)
+    saturation = (brightest - darkest) / np.maximum(brightest, 1.0)
     lit = brightest >= rule.min_brightness * 255
     if not lit.any():
-        return np.zeros(thumbnail.shape[:2], dtype=bool)
+        return FoundTissue(is_tissue=np.zeros(thumbnail.shape[:2], dtype=bool))
     threshold = np.clip(otsu_threshold(saturation[lit]), rule.min_saturation, rule.max_saturation)
-    is_tissue = lit & (saturation > threshold)
+    is_stained = lit & (saturation > threshold)
+    if not rule.pen:
+        return FoundTissue(is_tissue=cleaned(is_stained, rule))
+    is_pen = is_stained & find_pens(smooth, is_stained, rule.mpp)
+    return FoundTissue(
+        is_tissue=cleaned(is_stained & ~is_pen, rule), pen_share=float(is_pen.sum() / max(1, is_stained.sum()))
+    )
+
+
+def cleaned(is_tissue: Bool[np.ndarray, "row column"], rule: TissueRule) -> Bool[np.ndarray, "row column"]:
+    """Without specks, small holes filled; areas by the rule."""
     pixel_um2 = rule.mpp**2
     is_tissue = _without_small(is_tissue, rule.min_area_um2 / pixel_um2)
     return ~_without_small(~is_tissue, rule.max_hole_um2 / pixel_um2)

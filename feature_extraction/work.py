@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+import shutil
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float16, Float32
 
-from feature_extraction.encoder import EncoderSpec, Space
+from feature_extraction.claims import is_still_ours
+from feature_extraction.encoder import Encoder, EncoderSpec, Space
 from feature_extraction.errors import SlideError
-from feature_extraction.files import address
+from feature_extraction.files import address, publish
 from feature_extraction.grid import Tiling
 from feature_extraction.header import FeatureHeader
 from feature_extraction.journal import Journal
 from feature_extraction.mpp import MppRule
 from feature_extraction.plan import SlidePlan
+from feature_extraction.segment import facts_in
+from feature_extraction.status import Outcome
 from feature_extraction.store import SCHEMA_VERSION, FeatureRows, write_features
 from feature_extraction.tissue import TissueRule
 
@@ -50,62 +53,77 @@ class Extraction:
         """
         content = json.loads(json.dumps(asdict(self)))
         del content["mpp"], content["tolerate_bad_tiles"]
+        content["tissue"] = self.tissue.described()
         transform = spec.transform()
         return address({"schema": SCHEMA_VERSION, "encoder": encoder_fingerprint, "transform": transform, **content})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EncoderFacts:
-    """What a feature file says of the encoder that made it.
+class Lane:
+    """One encoder of a run, and where its rows go.
 
     Attributes:
-        spec: The facts known before the weights.
-        fingerprint: Of the weights.
-        logit_scale: Natural logarithm of the factor on the cosine.
-        logit_bias: Added to the scaled cosine.
+        encoder: Loaded weights.
+        extraction: What to make with them.
+        folder: The feature folder.
     """
 
-    spec: EncoderSpec
-    fingerprint: str
-    logit_scale: float
-    logit_bias: float
+    encoder: Encoder
+    extraction: Extraction
+    folder: Path
+
+    @classmethod
+    def of(cls, encoder: Encoder, extraction: Extraction, out: Path) -> "Lane":
+        """A lane into ``<out>/<encoder>-<hash8>``: two configurations can never share a folder."""
+        name = f"{encoder.spec.name}-{extraction.fingerprint(encoder.spec, encoder.fingerprint)[:8]}"
+        return cls(encoder=encoder, extraction=extraction, folder=out / name)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the configuration with these weights."""
+        return self.extraction.fingerprint(self.encoder.spec, self.encoder.fingerprint)
+
+    @property
+    def widths(self) -> list[int]:
+        """Of each space that is kept."""
+        return [self.encoder.spec.widths[space] for space in self.extraction.spaces]
 
 
 class SlideWork:
-    """A slide whose rows are being made. Closing it keeps the journal for the next run.
+    """A slide whose rows are being made for one encoder. Closing it keeps the journal for the next run.
 
     Args:
         plan: What is read.
-        extraction: How.
-        facts: By which encoder.
-        folder: The feature folder.
-        claim: Holds the claim on this slide until the work is closed.
+        lane: For which encoder.
     """
 
-    def __init__(
-        self, plan: SlidePlan, extraction: Extraction, facts: EncoderFacts, folder: Path, claim: ExitStack
-    ) -> None:
+    def __init__(self, plan: SlidePlan, lane: Lane) -> None:
         self.plan = plan
+        self.lane = lane
         self.slide_id = plan.record.slide_id
-        self.path = folder / f"{self.slide_id}.h5"
-        self._extraction = extraction
-        self._facts = facts
-        self._claim = claim
-        self._widths = [facts.spec.widths[space] for space in extraction.spaces]
-        self._fingerprint = extraction.fingerprint(facts.spec, facts.fingerprint)
+        self.folder = lane.folder
+        self.path = lane.folder / f"{self.slide_id}.h5"
+        self._claim = ExitStack()
         key = address(
             {
-                "extraction": self._fingerprint,
+                "extraction": lane.fingerprint,
                 "slide": plan.info.fingerprint,
                 "mpp": [plan.info.mpp.x, plan.info.mpp.y],
+                "tissue": dict(plan.tissue),
                 "tiles": len(plan.coords_lv0),
             }
         )
+        if plan.qc_jpeg:
+            publish(lane.folder / "qc" / f"{self.slide_id}.jpg", plan.qc_jpeg)
         self._journal = Journal(
-            journal_path(folder, self.slide_id), key=key, width=sum(self._widths), dtype=np.dtype(np.float16)
+            journal_path(lane.folder, self.slide_id), key=key, width=sum(lane.widths), dtype=np.dtype(np.float16)
         )
         self._n_bad = int(np.isnan(self._journal.read()[:, 0]).sum())
         self.is_open = True
+
+    def keep(self, claim: ExitStack) -> None:
+        """Take the claim over: it is ours until the work is closed."""
+        self._claim = claim
 
     @property
     def n_done(self) -> int:
@@ -117,35 +135,48 @@ class SlideWork:
         """Whether every row is in the journal."""
         return self.n_done == len(self.plan.coords_lv0)
 
-    @property
-    def n_bad(self) -> int:
-        """Tiles that could not be read."""
-        return self._n_bad
+    def is_ours(self) -> bool:
+        """Whether nobody has taken the slide over from us; asked before anything is written."""
+        return self.is_open and is_still_ours(lock_path(self.folder, self.slide_id))
 
-    def check_bad(self, is_read: Bool[np.ndarray, " tile"], error: SlideError | None) -> None:
-        """Count unreadable tiles against what is tolerated.
+    def require_room(self) -> None:
+        """Refuse a slide whose rows would not fit on the disk, before the first of them is made.
 
         Raises:
-            SlideError: Too many; the first error of this slide.
+            SlideError: Too little is free.
         """
-        self._n_bad += int((~is_read).sum())
-        if error is not None and self._n_bad > self._extraction.tolerate_bad_tiles * len(self.plan.coords_lv0):
-            raise error
+        n_left = len(self.plan.coords_lv0) - self.n_done
+        # The rows that lack in the journal, and the whole file beside it.
+        needed = (n_left + len(self.plan.coords_lv0)) * sum(self.lane.widths) * 2
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise self._disk_error(f"{needed:,} bytes are needed, {free:,} are free")
 
-    def accept(self, rows: Float32[np.ndarray, "tile width"], is_read: Bool[np.ndarray, " tile"]) -> None:
+    def accept(
+        self, rows: Float32[np.ndarray, "tile width"], is_read: Bool[np.ndarray, " tile"], error: SlideError | None
+    ) -> None:
         """Take the next rows into the journal; an unreadable tile becomes a row of nan that sealing leaves out.
 
+        Args:
+            rows: Of all spaces side by side.
+            is_read: Which of them come from a tile.
+            error: Why the others do not.
+
         Raises:
-            SlideError: A vector is not finite in half precision, or the disk refuses.
+            SlideError: More tiles are unreadable than tolerated (the given error), a vector is not finite in half
+                precision, or the disk refuses.
         """
+        self._n_bad += int((~is_read).sum())
+        if error is not None and self._n_bad > self.lane.extraction.tolerate_bad_tiles * len(self.plan.coords_lv0):
+            raise error
         stored = to_half(rows)
         self._require_finite(rows, is_read, "the encoder gave a value that is not finite")
         self._require_finite(stored, is_read, "a value is larger than half precision holds (65504)")
         stored[~is_read] = np.nan
         try:
             self._journal.append(stored)
-        except OSError as error:
-            raise self._disk_error(error) from error
+        except OSError as fault:
+            raise self._disk_error(fault.strerror or str(fault)) from fault
 
     def _require_finite(self, rows: np.ndarray, is_read: Bool[np.ndarray, " tile"], cause: str) -> None:
         is_bad = is_read & ~np.isfinite(rows).all(axis=1)
@@ -172,14 +203,17 @@ class SlideWork:
         try:
             return self._seal()
         except OSError as error:
-            raise self._disk_error(error) from error
+            raise self._disk_error(error.strerror or str(error)) from error
 
     def _seal(self) -> int:
         values = self._journal.read()
         is_good = ~np.isnan(values[:, 0])
-        parts = np.split(values[is_good], np.cumsum(self._widths)[:-1], axis=1)
+        parts = np.split(values[is_good], np.cumsum(self.lane.widths)[:-1], axis=1)
         rows = FeatureRows(
-            spaces={space: np.ascontiguousarray(part) for space, part in zip(self._spaces(), parts, strict=True)},
+            spaces={
+                space: np.ascontiguousarray(part)
+                for space, part in zip(self.lane.extraction.spaces, parts, strict=True)
+            },
             coords_lv0=self.plan.coords_lv0[is_good],
             tissue_fraction=self.plan.tissue_fraction[is_good],
             failed_coords_lv0=self.plan.coords_lv0[~is_good],
@@ -199,22 +233,34 @@ class SlideWork:
             finally:
                 self._claim.close()
 
-    def _spaces(self) -> Sequence[str]:
-        return self._extraction.spaces
+    def outcome(self, n_tiles: int) -> Outcome:
+        """What to say of this slide once it is sealed with ``n_tiles`` rows."""
+        return Outcome(
+            slide_id=self.slide_id,
+            status="done" if n_tiles else "empty",
+            is_new=True,
+            n_tiles=n_tiles,
+            n_failed=self._n_bad,
+            slide_mpp=self.plan.info.mpp.x,
+            mpp_source=self.plan.info.mpp.source,
+            reader=self.plan.decoder,
+            file=self.path.name,
+            **asdict(facts_in(self.plan.tissue)),
+        )
 
     def _header(self) -> FeatureHeader:
-        info, spec, tiling = self.plan.info, self._facts.spec, self._extraction.tiling
-        primary = self._extraction.spaces[0]
+        info, extraction, encoder = self.plan.info, self.lane.extraction, self.lane.encoder
+        spec, tiling, primary = encoder.spec, extraction.tiling, extraction.spaces[0]
         return FeatureHeader(
             slide_id=self.slide_id,
             slide_fingerprint=info.fingerprint,
             encoder=spec.name,
-            encoder_fingerprint=self._facts.fingerprint,
-            extraction_fingerprint=self._fingerprint,
+            encoder_fingerprint=encoder.fingerprint,
+            extraction_fingerprint=self.lane.fingerprint,
             space=primary,
             normalized=primary == "joint",
-            logit_scale=self._facts.logit_scale,
-            logit_bias=self._facts.logit_bias,
+            logit_scale=encoder.logit_scale,
+            logit_bias=encoder.logit_bias,
             licence=spec.licence,
             licence_ancestry=json.dumps(list(spec.licence_ancestry)),
             slide_mpp_x=info.mpp.x,
@@ -230,17 +276,18 @@ class SlideWork:
             bounds_lv0=json.dumps(list(info.bounds_lv0)),
             objective_power=info.objective_power or 0.0,
             transform=json.dumps(spec.transform()),
-            tissue=json.dumps(asdict(self._extraction.tissue)),
-            precision=self._extraction.precision,
-            reader="openslide",
+            tissue=json.dumps(dict(self.plan.tissue)),
+            precision=extraction.precision,
+            reader=self.plan.decoder,
             created_with=f"promptmil {importlib.metadata.version('promptmil')}",
+            slide_sha256=self.plan.slide_sha256,
         )
 
-    def _disk_error(self, error: OSError) -> SlideError:
+    def _disk_error(self, said: str) -> SlideError:
         return SlideError(
             slide_id=self.slide_id,
             stage="write",
-            cause=f"{self.path.parent.name} cannot be written: {error.strerror or error}",
+            cause=f"{self.folder.name} cannot be written: {said}",
             remedy="free space or choose another out=…, then run the same command again",
             code="E-disk",
         )
@@ -251,12 +298,12 @@ def journal_path(folder: Path, slide_id: str) -> Path:
     return folder / ".work" / "journal" / f"{slide_id}.rows"
 
 
+def lock_path(folder: Path, slide_id: str) -> Path:
+    """What a worker claims before it works on a slide."""
+    return folder / ".work" / "locks" / f"{slide_id}.lock"
+
+
 def to_half(rows: Float32[np.ndarray, "tile width"]) -> Float16[np.ndarray, "tile width"]:
     """Round to half precision; what does not fit becomes infinite, quietly, for the caller to refuse."""
     with np.errstate(over="ignore"):
         return rows.astype(np.float16)
-
-
-def side_by_side(embeddings: Mapping[str, Float32[np.ndarray, "tile dim"]], spaces: Sequence[str]) -> np.ndarray:
-    """The embeddings of one batch as journal rows: all spaces of a tile in one row, in the order of ``spaces``."""
-    return np.concatenate([embeddings[space] for space in spaces], axis=1)

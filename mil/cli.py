@@ -6,6 +6,7 @@ but some slides or jobs failed (they are listed); 4 stopped by a signal, run the
 
 import importlib
 import logging
+import re
 import signal
 import sys
 import threading
@@ -20,6 +21,10 @@ COMMANDS = {
     "demo": ("mil.commands.demo", "make a small cohort, run every step on it, write report.html"),
     "doctor": ("mil.commands.doctor", "what works on this machine, and what the asked-for run lacks"),
     "extract": ("feature_extraction.commands.extract", "slides -> one feature file a slide"),
+    "verify": (
+        "feature_extraction.commands.verify",
+        "feature files read wholly: invalid, missing, orphaned, duplicate",
+    ),
     "prompts": ("feature_extraction.commands.prompts", "prompt set -> text bank"),
     "zeroshot": ("mil.commands.zeroshot", "feature files + text bank -> predictions without training"),
     "split": ("mil.commands.split", "labels -> patient-disjoint folds"),
@@ -27,6 +32,10 @@ COMMANDS = {
     "predict": ("mil.commands.predict", "run + features -> predictions"),
     "summarize": ("mil.commands.summarize", "sweep -> tables with intervals, report.html"),
     "heatmap": ("mil.commands.heatmap", "run + features -> contributions, PNG, GeoJSON for QuPath"),
+}
+ACTIONS = {  # a second word, and the configuration it is composed from
+    "extract submit": ("feature_extraction.commands.submit", "extract", "the same as a Slurm job array: cluster=slurm"),
+    "extract status": ("feature_extraction.commands.status", "extract_status", "how far the extraction into out is"),
 }
 BUG, BAD_INPUT, PARTLY_FAILED, STOPPED = 1, 2, 3, 4
 PROMPTS_KEY = "prompts="
@@ -44,7 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         _complain(f"promptmil: unknown command {words[0]!r}; known: {', '.join(COMMANDS)}")
         return BAD_INPUT
-    return _run(words[0], flags_first([_as_plain_key(word) for word in words[1:]]))
+    name = words[0]
+    if len(words) > 1 and words[1].isalpha():
+        name = f"{words[0]} {words[1]}"
+        if name not in ACTIONS:
+            known = [action for action in ACTIONS if action.startswith(f"{words[0]} ")]
+            _complain(f"promptmil: unknown action {name!r}; known: {', '.join(known) or 'none of this command'}")
+            return BAD_INPUT
+    rest = words[len(name.split()) :]
+    return _run(name, flags_first([plain for word in rest for plain in _as_plain_keys(word)]))
 
 
 def _run(name: str, overrides: list[str]) -> int:
@@ -55,19 +72,23 @@ def _run(name: str, overrides: list[str]) -> int:
 
     from feature_extraction.configuration import conf_folder
 
+    module, config_name, _ = ACTIONS[name] if name in ACTIONS else (COMMANDS[name][0], name, "")
     codes: list[int] = []
+    interrupts = _Interrupts()
 
     def job(config: "DictConfig") -> None:
+        if interrupts.has_come:
+            codes.append(STOPPED)
         if STOPPED in codes:
             return  # a signal stops the sweep, not only the cell it fell into
-        codes.append(_guarded(importlib.import_module(COMMANDS[name][0]).run, config))
+        codes.append(_guarded(importlib.import_module(module).run, config))
 
-    application = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(job)
+    application = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)(job)
     kept, sys.argv = sys.argv, [f"promptmil {name}", *overrides]
-    before = _interrupt_on(signal.SIGTERM)
     GlobalHydra.instance().clear()  # a command may run others: the demo does
     try:
-        application()
+        with interrupts:
+            application()
     except KeyboardInterrupt:  # between two cells of a sweep
         codes.append(STOPPED)
     except HydraException as error:
@@ -78,20 +99,31 @@ def _run(name: str, overrides: list[str]) -> int:
             return BAD_INPUT
     finally:
         sys.argv = kept
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
     return _worst(codes)
 
 
-def _interrupt_on(number: int) -> Callable[[int, FrameType | None], object] | int | None:
-    """Let a polite end interrupt like Ctrl-C, wherever it falls; returns the handler before, None in other threads."""
+class _Interrupts:
+    """While entered, a polite end interrupts like Ctrl-C wherever it falls, and either is remembered.
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
+    Remembered, because Python drops an exception that falls into a destructor. In other threads than the main one
+    signals are not ours to handle.
+    """
+
+    def __init__(self) -> None:
+        self.has_come = False
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, _number: int, _frame: FrameType | None) -> None:
+        self.has_come = True
         raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(number, interrupt)
 
 
 def _worst(codes: Sequence[int]) -> int:
@@ -154,14 +186,20 @@ def flags_first(words: Sequence[str]) -> list[str]:
     return flags + overrides
 
 
-def _as_plain_key(word: str) -> str:
-    """Let ``prompts=`` take a name or a path: Hydra would otherwise look for a group of that name."""
-    return f"prompts.set={word.removeprefix(PROMPTS_KEY)}" if word.startswith(PROMPTS_KEY) else word
+def _as_plain_keys(word: str) -> list[str]:
+    """Let ``prompts=`` take a name or a path, and ``encoder=`` a list: Hydra would read both as choices of a group."""
+    if word.startswith(PROMPTS_KEY):
+        return [f"prompts.set={word.removeprefix(PROMPTS_KEY)}"]
+    several = re.fullmatch(r"encoder=\[([\w-]+)((?:,[\w-]+)+)\]", word.replace(" ", ""))
+    return [f"encoder={several[1]}", f"also_encoders=[{several[2][1:]}]"] if several else [word]
 
 
 def _overview() -> str:
     lines = ["promptmil <command> [key=value …]   (promptmil <command> --help shows the keys)", ""]
-    return "\n".join([*lines, *(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())])
+    for name, (_, text) in COMMANDS.items():
+        lines.append(f"  {name:<14} {text}")
+        lines += [f"  {a:<14} {what}" for a, (_, _, what) in ACTIONS.items() if a.startswith(f"{name} ")]
+    return "\n".join(lines)
 
 
 def _say(text: str) -> None:

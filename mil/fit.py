@@ -160,7 +160,9 @@ def fit(
         best = KeepBest(start_loss, copy.deepcopy(aggregator.state_dict()))
     losses = TrainLosses(on_epoch)
     with warnings.catch_warnings():
-        quiet = "does not have many workers|GPU available but not used|LeafSpec|have no `val_dataloader`"
+        quiet = (
+            "does not have many workers|GPU available but not used|LeafSpec|have no `val_dataloader`|The `srun` command"
+        )
         warnings.filterwarnings("ignore", message=f".*({quiet}).*")
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         trainer = lightning.Trainer(

@@ -19,8 +19,10 @@ from feature_extraction.store import FeatureFile
 
 
 def extract(words: list[str]) -> int:
+    import feature_extraction.readers
     import mil.cli
 
+    feature_extraction.readers.START_METHOD = "fork"  # everything is imported; a fork server would import it again
     return mil.cli.main(["extract", *words])
 
 

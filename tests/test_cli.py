@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mil.cli import COMMANDS, main
+from mil.cli import ACTIONS, COMMANDS, main
 
 
 @pytest.fixture(autouse=True)
@@ -18,10 +18,19 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]):
     assert main([]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in COMMANDS)
+    assert all(name in shown for name in (*COMMANDS, *ACTIONS))
 
 
-@pytest.mark.parametrize("words", [["--help"], ["extract", "--help"], ["train", "--cfg", "job"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["extract", "--help"],
+        ["extract", "submit", "cluster=slurm", "--help"],
+        ["extract", "status", "--cfg", "job"],
+        ["train", "--cfg", "job"],
+    ],
+)
 def test_help_and_configuration_load_no_torch(words: list[str]):
     code = f"import sys; from mil.cli import main; code = main({words!r}); sys.exit(code or ('torch' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -39,6 +48,8 @@ def test_missing_keys_are_all_named(name: str, capsys: pytest.CaptureFixture[str
     ("words", "message"),
     [
         (["extrakt"], "unknown command 'extrakt'"),
+        (["extract", "sumbit"], "unknown action 'extract sumbit'; known: extract submit, extract status"),
+        (["train", "status"], "unknown action 'train status'; known: none of this command"),
         (["extract", "no_such_key=1", "slides=x", "out=y"], "no_such_key"),
         (["extract", "encoder=none", "slides=x", "out=y"], "encoder/none"),
         (["extract", "slides=/nowhere", "out=y"], "expected a folder of slides or a .csv table"),

@@ -9,9 +9,15 @@ from pyramids import tissue_pixels, write_slide
 
 from feature_extraction.errors import SlideError
 from feature_extraction.mpp import MppRule, find_mpp
+from feature_extraction.reader import TileReader, TileSource
 from feature_extraction.slide import Slide, fingerprint_file
 
 RULE = MppRule()
+
+
+def read_tile(path: Path, corner: tuple[int, int], size: float, level: int, side: int) -> np.ndarray:
+    source = TileSource(slide_id="S", path=path, decoder="openslide", level=level, size_lv0=(size, size), side_px=side)
+    return TileReader().read(source, corner)
 
 
 @pytest.mark.parametrize(
@@ -54,19 +60,19 @@ def test_objective_power_alone_is_named_but_not_used():
 
 def test_a_tile_without_change_of_size_is_the_slides_own_pixels(tmp_path: Path):
     pixels = tissue_pixels(1000, 700)
-    with Slide("S", write_slide(tmp_path / "s.svs", pixels)) as slide:
-        tile = slide.read_square((300, 200), (224.0, 224.0), 0, 224)
+    tile = read_tile(write_slide(tmp_path / "s.svs", pixels), (300, 200), 224.0, 0, 224)
     assert np.array_equal(tile, pixels[200:424, 300:524])
 
 
 def test_a_resampled_tile_equals_pillow_on_the_same_region(tmp_path: Path):
     pixels = tissue_pixels(1000, 700)
-    with Slide("S", write_slide(tmp_path / "s.svs", pixels)) as slide:
-        tile = slide.read_square((300, 200), (224.45, 224.45), 0, 224)
+    tile = read_tile(write_slide(tmp_path / "s.svs", pixels), (300, 200), 224.45, 0, 224)
     box = (300, 200, 524.45, 424.45)
     expected = Image.fromarray(pixels).resize((224, 224), Image.Resampling.BICUBIC, box=box)
     # The region that is read ends one pixel behind the box, so only the last columns can differ from the whole picture.
-    assert np.array_equal(tile[:220, :220], np.asarray(expected)[:220, :220])
+    difference = np.abs(tile[:220, :220].astype(int) - np.asarray(expected)[:220, :220])
+    assert difference.max() <= 2  # torch rounds between its two passes as well
+    assert (difference > 0).mean() < 0.01
 
 
 def test_a_coarser_level_gives_the_same_place(tmp_path: Path):
@@ -74,7 +80,7 @@ def test_a_coarser_level_gives_the_same_place(tmp_path: Path):
     pixels[256:512, 512:768] = 200
     with Slide("S", write_slide(tmp_path / "s.svs", pixels)) as slide:
         assert slide.level_for(4.0) == 1
-        tile = slide.read_square((512, 256), (256.0, 256.0), 1, 64)
+    tile = read_tile(tmp_path / "s.svs", (512, 256), 256.0, 1, 64)
     assert (tile == 200).all()
 
 
@@ -102,8 +108,7 @@ def test_a_truncated_slide_is_named_with_its_bytes(tmp_path: Path):
     for share in np.linspace(0.05, 0.95, 19):
         path.write_bytes(content[: int(len(content) * share)])
         try:
-            with Slide("S", path) as slide:
-                slide.read_square((1200, 1200), (224.0, 224.0), 0, 224)
+            read_tile(path, (1200, 1200), 224.0, 0, 224)
         except SlideError as error:
             refused += 1
             if error.stage == "open":

@@ -26,6 +26,40 @@ def test_stems_that_collide_all_get_their_folders_name(tmp_path: Path):
     assert sorted(r.slide_id for r in read_slide_table(tmp_path).records) == ["t", "x__s", "y__s"]
 
 
+def test_what_still_collides_gets_a_hash_of_its_relative_path(tmp_path: Path):
+    for root in (tmp_path / "a", tmp_path / "b"):
+        touch(root / "1" / "x" / "s.svs", root / "2" / "x" / "s.svs", root / "2" / "x" / "s.TIF", root / "3" / "t.svs")
+    here, there = ([r.slide_id for r in read_slide_table(tmp_path / name).records] for name in "ab")
+    assert here == there  # wherever the folder lies
+    assert len(set(here)) == 4
+    assert [slide_id[:-8] for slide_id in here[:3]] == ["x__s-"] * 3
+    assert here[3] == "t"
+
+
+def test_slides_that_differ_by_case_alone_are_two(tmp_path: Path):
+    touch(tmp_path / "x" / "S.svs", tmp_path / "x" / "s.svs")
+    table = read_slide_table(tmp_path)
+    assert not table.failures
+    assert len({record.slide_id.casefold() for record in table.records}) == 2
+
+
+def test_a_row_without_a_path_is_no_slide(tmp_path: Path):
+    (tmp_path / "t.csv").write_text("path,slide_id\n,A\n  ,\na.svs,B\n\0.svs,C\n")
+    table = read_slide_table(tmp_path / "t.csv")
+    assert [record.slide_id for record in table.records] == ["B"]
+    assert [(error.slide_id, error.code) for error in table.failures] == [
+        ("A", "E-path"),
+        ("(line 3)", "E-path"),
+        ("C", "E-path"),
+    ]
+
+
+def test_lines_are_those_an_editor_shows(tmp_path: Path):
+    (tmp_path / "t.csv").write_text('path,slide_id\n\n"a\nb.svs",A\nc.svs,B\nd.svs,B\n')
+    (first, _) = read_slide_table(tmp_path / "t.csv").failures
+    assert "lines 5, 6" in first.cause
+
+
 def test_a_dicom_folder_is_one_slide(tmp_path: Path):
     touch(tmp_path / "case" / "1.dcm", tmp_path / "case" / "2.dcm")
     (record,) = read_slide_table(tmp_path).records
@@ -54,7 +88,8 @@ def test_bad_rows_fail_and_the_others_stay(tmp_path: Path):
         ("E", "E-mpp"),
         ("F", "E-mpp"),
     ]
-    assert "c.svs, d.svs" in str(table.failures[1])
+    assert "2 rows share this id (lines 4, 5)" in str(table.failures[1])
+    assert ".svs" not in "".join(map(str, table.failures))  # a file's name may be a person's
 
 
 @pytest.mark.parametrize(

@@ -1,129 +1,115 @@
-"""`promptmil extract`: slides -> one feature file a slide."""
+"""`promptmil extract`: slides -> one feature file a slide and encoder."""
 
-import signal
 import time
-from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from feature_extraction.commands import settings
-from feature_extraction.extract import Extractor, Throughput, folder_name
-from feature_extraction.files import publish_json
-from feature_extraction.slides import read_slide_table
-from feature_extraction.status import Outcome, read_records, write_tables
+from feature_extraction.commands.extract_report import error_line, report, summarise
+from feature_extraction.commands.extract_tables import write_outcomes
+from feature_extraction.commands.side_by_side import run_side_by_side
+from feature_extraction.commands.stop import StopOnSignal
+from feature_extraction.counters import Counters, Eta, progress_line
+from feature_extraction.encoder import EncoderSource
+from feature_extraction.extract import Extractor, Listener
+from feature_extraction.grid import Tiling
+from feature_extraction.links import require_no_way_out
+from feature_extraction.pseudonyms import pseudonymise, redact
+from feature_extraction.segment import require_one_slide
+from feature_extraction.slides import SlideTable, read_slide_table
+from feature_extraction.staging import Stager
+from feature_extraction.status import Outcome
+from feature_extraction.work import Lane
 
 STOPPED, PARTLY_FAILED = 4, 3
 
 
 def run(config: DictConfig) -> int:
     """Extract every slide that is not done yet; returns the exit code."""
+    devices = settings.local_devices(config)
+    if len(devices) > 1:
+        return run_side_by_side(config, devices)
     started = time.monotonic()
     console = Console(stderr=True)
-    table = read_slide_table(Path(config.slides))
-    source = settings.encoder_source(config)
-    extraction = settings.extraction(config, source.spec)
-    device = settings.device(config.device)
-    n_threads = settings.n_threads(config.threads)
-    batch_size = settings.at_least_one("batch_size", config.batch_size)
-    encoder = source.load(device)
-    out = Path(config.out)
-    folder = out / folder_name(encoder, extraction)
+    out, device = Path(config.out), settings.device(devices[0])
+    table, redaction = slides_of(config, out)
+    groups = lanes_of(config, settings.encoder_sources(config), device, len(table.records))
+    n_asked = sum(len(lanes) for lanes in groups.values()) * (len(table.records) + len(table.failures))
+    counters, eta = Counters(n_readers=settings.n_threads(config.threads)), Eta(len(table.records) * len(groups))
     outcomes: list[Outcome] = []
-    stop = _StopOnSignal()
-    with stop, _progress(console) as progress:
-        task = progress.add_task("slides", total=len(table.records) + len(table.failures))
+    with StopOnSignal() as stop, ExitStack() as stack, progress_bar(console) as progress:
+        task = progress.add_task("slides", total=n_asked, speed="")
+        stager = stack.enter_context(_stager(config, stop)) if config.stage.dir is not None else None
 
         def on_outcome(outcome: Outcome) -> None:
             outcomes.append(outcome)
             progress.advance(task)
             if outcome.status == "failed":
-                progress.console.print(_error_line(outcome), markup=False, soft_wrap=True)
+                progress.console.print(error_line(outcome), markup=False, soft_wrap=True)
 
-        Extractor(
-            encoder,
-            extraction,
-            Throughput(device=device, batch_size=batch_size, n_threads=n_threads, mix_slides=config.mix_slides),
-            folder=folder,
-            on_outcome=on_outcome,
-            should_stop=lambda: stop.is_asked,
-        ).run(table)
-    # Other workers on the same folder have their say: their records, ours, and the rows that could not be a slide.
-    recorded = {outcome.slide_id: outcome for outcome in read_records(folder / ".work" / "records")}
-    write_tables(out, ({outcome.slide_id: outcome for outcome in outcomes} | recorded).values())
-    summary = _summary(outcomes, folder.name, time.monotonic() - started, len(table.records) + len(table.failures))
-    publish_json(out / "summary.json", summary)
-    _report(console, summary, folder)
+        def on_batch() -> None:
+            record = counters.as_record()
+            progress.update(task, speed=progress_line(record, devices[0], eta.remaining(int(record["n_tiles"]))))
+
+        listener = Listener(
+            on_outcome=on_outcome, on_batch=on_batch, should_stop=lambda: stop.is_asked, redact=redaction
+        )
+        for lanes in groups.values():
+            if stop.is_asked:
+                break
+            rules = settings.plan_rules(config, lanes[0].extraction)
+            usage = settings.throughput(config, device, lanes)
+            Extractor(lanes, rules, usage, listener=listener, counters=counters, eta=eta, stager=stager).run(table)
+    folders = [lane.folder for lanes in groups.values() for lane in lanes]
+    write_outcomes(out, folders, outcomes)
+    summary = summarise(outcomes, [folder.name for folder in folders], time.monotonic() - started, n_asked)
+    report(console, out, summary | {"counters": counters.as_record()}, folders, devices[0])
     if stop.is_asked and (summary["stopped"] or summary["not_started"]):
         return STOPPED
-    return PARTLY_FAILED if any(outcome.status in ("failed", "elsewhere") for outcome in outcomes) else 0
+    return PARTLY_FAILED if summary["failed"] else 0
 
 
-class _StopOnSignal:
-    """Turns the polite signals into a question the pipeline asks after each batch. A second one ends at once."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-    def __init__(self) -> None:
-        self.is_asked = False
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> "_StopOnSignal":
-        for number in self.SIGNALS:
-            self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number in self.SIGNALS:
-            signal.signal(number, self._before[number])  # type: ignore[arg-type]
-
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
-        if self.is_asked:
-            raise KeyboardInterrupt
-        self.is_asked = True
+def slides_of(config: DictConfig, out: Path) -> tuple[SlideTable, Callable[[str, str], str]]:
+    """The slides as this worker takes them, and what keeps the names of their files and folders out of messages."""
+    table = read_slide_table(Path(config.slides))
+    if config.pseudonymise is not None:
+        table = pseudonymise(table, Path(config.pseudonymise), out=out)
+    table = turned(table, config.worker, config.workers)
+    paths = {record.slide_id: record.path for record in table.records}
+    return table, lambda slide_id, text: redact(text, paths[slide_id], slide_id) if slide_id in paths else text
 
 
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def turned(table: SlideTable, worker: int, workers: int) -> SlideTable:
+    """The same table, begun where no other of ``workers`` workers begins, so that they seldom meet."""
+    start = len(table.records) * (worker % workers) // workers
+    return SlideTable(records=table.records[start:] + table.records[:start], failures=table.failures)
+
+
+def lanes_of(
+    config: DictConfig, sources: Sequence[EncoderSource], device: torch.device, n_slides: int
+) -> dict[Tiling, list[Lane]]:
+    """The encoders, those of one tile geometry together: they share the reading."""
+    groups: dict[Tiling, list[Lane]] = {}
+    for source in sources:
+        extraction = settings.extraction(config, source.spec)
+        require_one_slide(extraction.tissue, n_slides)
+        lane = Lane.of(source.load(device), extraction, Path(config.out))
+        require_no_way_out(Path(config.out), lane.folder)
+        groups.setdefault(extraction.tiling, []).append(lane)
+    return groups
+
+
+def _stager(config: DictConfig, stop: StopOnSignal) -> Stager:
+    return Stager(Path(config.stage.dir), int(config.stage.max_gb * 1e9), should_stop=lambda: stop.is_asked)
+
+
+def progress_bar(console: Console) -> Progress:
+    """Slides done of those asked for, and what is said of the speed."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
     return Progress(*columns, console=console)
-
-
-def _summary(outcomes: list[Outcome], folder: str, seconds: float, n_requested: int) -> dict[str, object]:
-    """What was done, so that requested = done + empty + failed + elsewhere + stopped + not started."""
-    counts = Counter(outcome.status for outcome in outcomes)
-    return {
-        "command": "extract",
-        "features": folder,
-        "requested": n_requested,
-        "new": sum(outcome.is_new for outcome in outcomes),
-        **{status: counts.get(status, 0) for status in ("done", "empty", "failed", "elsewhere", "stopped")},
-        "not_started": n_requested - len(outcomes),
-        "tiles": sum(outcome.n_tiles for outcome in outcomes if outcome.status == "done"),
-        "new_tiles": sum(outcome.n_tiles for outcome in outcomes if outcome.is_new),
-        "seconds": round(seconds, 2),
-        "torch_threads": torch.get_num_threads(),
-        "empty_slides": [outcome.slide_id for outcome in outcomes if outcome.status == "empty"],
-        "failures": [_error_line(outcome) for outcome in outcomes if outcome.status == "failed"],
-    }
-
-
-def _error_line(outcome: Outcome) -> str:
-    o = outcome
-    return f"slide={o.slide_id} stage={o.stage} cause={o.cause} remedy={o.remedy} code={o.code}"
-
-
-def _report(console: Console, summary: dict[str, object], folder: Path) -> None:
-    parts = [f"{summary[key]} {key}" for key in ("done", "empty", "failed", "elsewhere", "stopped", "not_started")]
-    kept = [part for part in parts if not part.startswith("0 ")]
-    console.print(
-        f"{summary['requested']} slides asked for: {', '.join(kept)} ({summary['new']} new, {summary['new_tiles']} new "
-        f"tiles in {summary['seconds']} s) -> {folder}",
-        soft_wrap=True,
-        markup=False,
-    )
-    if summary["empty"]:
-        console.print(f"no tissue found: {', '.join(summary['empty_slides'])}", soft_wrap=True, markup=False)  # type: ignore[arg-type]

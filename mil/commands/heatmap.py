@@ -14,6 +14,7 @@ from rich.progress import track
 from feature_extraction.errors import DamagedFileError, InputError, SlideError
 from feature_extraction.files import address, is_valid, publish, publish_json, read_json, sha256_of_file
 from feature_extraction.header import FeatureHeader
+from feature_extraction.pseudonyms import redact
 from feature_extraction.slide import Slide, fingerprint_file
 from feature_extraction.slides import read_slide_table
 from mil.bag import FeatureFolder, load_bags
@@ -54,9 +55,11 @@ def run(config: DictConfig) -> int:
         try:
             done.append(_map_slide(slide_id, loaded, features, paths.get(slide_id), config))
         except (DamagedFileError, SlideError) as error:
-            failures.append(str(error))
+            failures.append(_without_names(str(error), slide_id, paths.get(slide_id)))
         except OSError as error:
-            failures.append(f"slide={slide_id}: {error.filename or ''}: {error.strerror or error}")
+            failures.append(
+                f"slide={slide_id}: a file could not be read or written: {error.strerror or type(error).__name__}"
+            )
     summary: dict[str, object] = {"command": "heatmap", "maps": len(done), "failures": failures, "slides": done}
     if config.truth is not None:
         summary["tile_auc"] = _mean_aucs(done)
@@ -67,6 +70,11 @@ def run(config: DictConfig) -> int:
     for line in failures:
         console.print(f"failed: {line}", soft_wrap=True, markup=False)
     return PARTLY_FAILED if failures else 0
+
+
+def _without_names(text: str, slide_id: str, path: Path | None) -> str:
+    """A message about a slide without the names of its file and folders."""
+    return text if path is None else redact(text, path, slide_id)
 
 
 def _chosen(config: DictConfig, runs: list[LoadedRun], features: FeatureFolder) -> dict[str, LoadedRun]:
