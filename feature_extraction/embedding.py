@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
+from torch import Tensor
 
 from feature_extraction.batch_size import embed_in_chunks
 from feature_extraction.work import Lane
@@ -24,7 +25,7 @@ class Embedder:
         self._device = device
         self._chunk = batch_size
 
-    def embed(self, tiles: UInt8[np.ndarray, "place side side 3"]) -> Float32[np.ndarray, "place width"]:
+    def embed(self, tiles: UInt8[Tensor, "place 3 side side"]) -> Float32[np.ndarray, "place width"]:
         """Rows of a batch, all spaces side by side; once more in float32 where half precision overflowed."""
         is_half = self._lane.extraction.precision == "bf16"
         rows = self._embed_in(tiles, is_half=is_half)
@@ -41,13 +42,12 @@ class Embedder:
         return torch.autocast(self._device.type, torch.bfloat16 if is_half else None, enabled=is_half)
 
     def _embed_in(
-        self, tiles: UInt8[np.ndarray, "place side side 3"], *, is_half: bool
+        self, tiles: UInt8[Tensor, "place 3 side side"], *, is_half: bool
     ) -> Float32[np.ndarray, "place width"]:
         spaces = self._lane.extraction.spaces
-        planes = torch.from_numpy(tiles).permute(0, 3, 1, 2)  # channels last, as the ring holds them
         with self._autocast(is_half=is_half):
             embeddings, self._chunk = embed_in_chunks(
-                lambda chunk: self._lane.encoder.embed_tiles(chunk, spaces), planes, self._chunk
+                lambda chunk: self._lane.encoder.embed_tiles(chunk, spaces), tiles, self._chunk
             )
         return side_by_side({space: rows.float().numpy() for space, rows in embeddings.items()}, spaces)
 

@@ -129,13 +129,34 @@ def to_network_input(
     tiles: UInt8[Tensor, "tile 3 height width"], spec: EncoderSpec
 ) -> Float[Tensor, "tile 3 side side"]:
     """Resize (antialiased) and normalise tiles on the device they are on."""
-    pixels = tiles
-    if tiles.shape[-2:] != (spec.input_px, spec.input_px):
-        size = (spec.input_px, spec.input_px)
-        pixels = torch.nn.functional.interpolate(tiles, size=size, mode=spec.interpolation, antialias=True)
+    is_their_size = tiles.shape[-2:] == (spec.input_px, spec.input_px)
+    pixels = tiles if is_their_size else resize(tiles, spec.input_px, spec.interpolation)
     mean = torch.tensor(spec.mean, device=tiles.device).view(1, 3, 1, 1) * 255
     std = torch.tensor(spec.std, device=tiles.device).view(1, 3, 1, 1) * 255
     return (pixels.float() - mean) / std
+
+
+def resize(
+    tiles: UInt8[Tensor, "tile 3 height width"], side_px: int, mode: Literal["bicubic", "bilinear"]
+) -> UInt8[Tensor, "tile 3 side side"]:
+    """Resize tiles, antialiased, on the device they are on.
+
+    Only the CPU resizes bytes as they are; elsewhere they are resized as floats and rounded: one step of 255 off at
+    most, but for overshoots at hard edges, which bytes clip between the two passes.
+    """
+    is_cpu = tiles.device.type == "cpu"
+    return _resized(tiles, side_px, mode) if is_cpu else resized_as_floats(tiles, side_px, mode)
+
+
+def resized_as_floats(
+    tiles: UInt8[Tensor, "tile 3 height width"], side_px: int, mode: Literal["bicubic", "bilinear"]
+) -> UInt8[Tensor, "tile 3 side side"]:
+    """The way of `resize` on devices that cannot resize bytes."""
+    return _resized(tiles.float(), side_px, mode).round().clamp(0, 255).to(torch.uint8)
+
+
+def _resized(tiles: Tensor, side_px: int, mode: str) -> Tensor:
+    return torch.nn.functional.interpolate(tiles, size=(side_px, side_px), mode=mode, antialias=True)
 
 
 def fingerprint_of(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -3,6 +3,7 @@
 The one boundary where a slide's error is caught, recorded, and the rest goes on.
 """
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,12 +15,14 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
+from torch import Tensor
 
 from feature_extraction.ahead import Ahead
 from feature_extraction.batches import Batch, BatchFiller, Part, Reading, Stopped
 from feature_extraction.claims import claim
 from feature_extraction.counters import Counters, Eta
+from feature_extraction.device_queue import DeviceQueue
 from feature_extraction.embedding import Embedder
 from feature_extraction.errors import SlideError
 from feature_extraction.plan import PlanRules, SlidePlan
@@ -173,29 +176,34 @@ class Extractor:
 
     def _embed_all(self, filler: BatchFiller, ahead: Ahead[SlideRecord, Reading | None]) -> None:
         batches = filler.filled(ahead)
-        while True:
-            with self._counters.timing("waiting_tiles"):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            self._counters.add_reading(batch.wall_seconds, batch.cpu_seconds)
-            self._counters.sample_queue(filler.n_ready(), BATCHES_IN_RING - 1)
-            for lane in self._lanes:
-                self._embed_for(lane, batch)
-            self._counters.add_batch(batch.n_tiles)
-            with self._lock:
-                self._listener.on_batch()
-            if self._should_stop():
-                raise Stopped
+        with DeviceQueue(self._throughput.device) as queue:
+            while True:
+                with self._counters.timing("waiting_tiles"):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                self._counters.add_reading(batch.wall_seconds, batch.cpu_seconds)
+                self._counters.sample_queue(filler.n_ready(), BATCHES_IN_RING - 1)
+                queue.submit(batch.tiles, functools.partial(self._embed, batch))
+                if self._should_stop():
+                    raise Stopped
 
-    def _embed_for(self, lane: Lane, batch: Batch) -> None:
+    def _embed(self, batch: Batch, tiles: UInt8[Tensor, "place 3 side side"]) -> None:
+        """Embed a batch with every encoder that wants something of it."""
+        for lane in self._lanes:
+            self._embed_for(lane, batch.parts, tiles)
+        self._counters.add_batch(batch.n_tiles)
+        with self._lock:
+            self._listener.on_batch()
+
+    def _embed_for(self, lane: Lane, parts: Sequence[Part], tiles: UInt8[Tensor, "place 3 side side"]) -> None:
         """Embed a batch with one encoder and send the rows on their way to the disk."""
-        wanted = [(part, work) for part in batch.parts for work in part.reading.works if work.folder == lane.folder]
+        wanted = [(part, work) for part in parts for work in part.reading.works if work.folder == lane.folder]
         wanted = [(part, work) for part, work in wanted if work.is_open]
         if not wanted:
             return
         with self._counters.timing("embedding"):
-            rows = self._embedders[lane.folder].embed(batch.tiles)
+            rows = self._embedders[lane.folder].embed(tiles)
         with self._counters.timing("waiting_writer"):
             self._writer.submit(lambda: self._write(wanted, rows))
 

@@ -147,9 +147,47 @@ def test_a_batch_that_does_not_fit_is_embedded_in_parts(tmp_path: Path):
     narrow.__class__ = Narrow
     tiling = Tiling(tile_px=96, tile_mpp=1.0, step_px=96)
     extraction = Extraction(tiling=tiling, tissue=TissueRule(), mpp=MppRule(), spaces=("joint", "backbone"))
-    tiles = np.random.default_rng(0).integers(0, 255, (16, 96, 96, 3)).astype(np.uint8)
+    tiles = torch.randint(0, 255, (16, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     rows = [
         Embedder(Lane.of(one, extraction, tmp_path), torch.device("cpu"), batch_size=16).embed(tiles)
         for one in (encoder, narrow)
     ]
     np.testing.assert_allclose(rows[0], rows[1], atol=2e-4)
+
+
+def test_slides_staged_on_a_nearer_disk_give_the_same_files_and_leave_nothing(tmp_path: Path, slides: Path):
+    near = tmp_path / "near"
+    near.mkdir()
+    (near / "of somebody else").write_text("stays")
+    words = ["extract", f"slides={slides}", "batch_size=16", "mix_slides=false"]
+    assert main([*words, f"out={tmp_path / 'plain'}"]) == 0
+    assert main([*words, f"out={tmp_path / 'staged'}", f"stage.dir={near}", "stage.max_gb=0.02"]) == 0
+    plain, staged = files_of(tmp_path / "plain"), files_of(tmp_path / "staged")
+    assert set(plain) == set(staged)
+    for key, file in plain.items():
+        assert np.array_equal(file.features(), staged[key].features())
+        assert file.header.slide_fingerprint == staged[key].header.slide_fingerprint
+    assert [path.name for path in near.iterdir()] == ["of somebody else"]
+
+
+def test_the_summary_says_where_the_time_went(tmp_path: Path, slides: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["extract", f"slides={slides}", f"out={tmp_path / 'out'}", "batch_size=8"]) == 0
+    counters = json.loads((tmp_path / "out" / "summary.json").read_text())["counters"]
+    assert counters["n_tiles"] == sum(file.shape[0] for file in files_of(tmp_path / "out").values())
+    assert counters["n_slides"] == 3
+    assert 0 < counters["reading_cpu_s"] <= counters["reading_s"] * 1.5
+    assert 0 < counters["device_share"] < 1
+    said = capsys.readouterr().err
+    assert any(word in said for word in ("short run", "-bound", "balanced"))
+
+
+def test_every_slide_has_a_picture_and_the_page_shows_it(tmp_path: Path, slides: Path):
+    assert main(["extract", f"slides={slides}", f"out={tmp_path / 'out'}"]) == 0
+    (folder,) = {path.parent for path in (tmp_path / "out").glob("*/*.h5")}
+    page = (folder / "qc.html").read_text()
+    for name in ("S0", "S1", "S2"):
+        assert (folder / "qc" / f"{name}.jpg").read_bytes().startswith(b"\xff\xd8")
+        assert f"qc/{name}.jpg" in page
+    assert list(pd.read_csv(folder / "slides.csv")["slide_id"]) == ["S0", "S1", "S2"]
+    assert main(["extract", f"slides={slides}", f"out={tmp_path / 'plain'}", "qc=false"]) == 0
+    assert not list((tmp_path / "plain").glob("*/qc/*.jpg"))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from feature_extraction.synthetic.cohort import plan_cohort
-from mil.cli import COMMANDS, main
+from mil.cli import ACTIONS, COMMANDS, main
 from mil.cohort import Cohort, CohortRow
 from mil.schemes import make_split
 from mil.splits import read_split
@@ -37,8 +37,10 @@ def test_ci_runs_the_test_command():
 def test_each_command_composes_with_the_keys_it_names(line: str, capsys: pytest.CaptureFixture[str]):
     name, *words = shlex.split(line)[1:]
     assert name in COMMANDS
+    action = [words.pop(0)] if words[0].isalpha() else []
+    assert not action or f"{name} {action[0]}" in ACTIONS
     single = [re.sub(r"=(.*?),.*", r"=\1", word) for word in words if word != "-m"]
-    assert main([name, *single, "--cfg", "job"]) == 0
+    assert main([name, *action, *single, "--cfg", "job"]) == 0
     assert capsys.readouterr().out
 
 
