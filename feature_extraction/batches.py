@@ -235,8 +235,8 @@ class BatchFiller:
             tiles=tiles,
             parts=tuple(_part(*asked, end) for asked, end in zip(read, ends, strict=True)),
             n_tiles=filling.n_tiles,
-            wall_seconds=sum(answer.wall_seconds for answer in done),
-            cpu_seconds=sum(answer.cpu_seconds for answer in done),
+            wall_seconds=sum((answer.wall_seconds for answer in done), 0.0),
+            cpu_seconds=sum((answer.cpu_seconds for answer in done), 0.0),
         )
 
     def _wait_for(self, answer: "Future[Answer]") -> Answer:

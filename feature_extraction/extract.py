@@ -275,7 +275,7 @@ class Extractor:
             work = SlideWork(plan(), lane)
             try:
                 work.require_room()
-            except SlideError:
+            except (SlideError, OSError):
                 work.close()
                 raise
             work.keep(claimed.pop_all())

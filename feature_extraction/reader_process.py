@@ -6,13 +6,14 @@ and goes back through the pipe. It ends when the pipe does.
 
 import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +143,7 @@ def serve(connection: Connection, memory: SharedBytes, side_px: int, n_threads: 
     sender, reader = _Sender(connection), TileReader()
     with ThreadPoolExecutor(n_threads) as readers, ThreadPoolExecutor(PLANNERS) as planners:
         try:
-            while True:
+            while not _is_orphan(connection):
                 ticket, request = connection.recv()
                 if isinstance(request, ReadTiles):
                     readers.submit(_answer_tiles, sender, ticket, request, reader, tiles)
@@ -151,7 +152,18 @@ def serve(connection: Connection, memory: SharedBytes, side_px: int, n_threads: 
                 else:
                     planners.submit(_answer, sender, ticket, request)
         except (EOFError, OSError):
-            os._exit(0)  # the parent is gone or wants no more: what threads still do is of no use
+            pass
+        os._exit(0)  # the parent is gone or wants no more: what threads still do is of no use
+
+
+def _is_orphan(connection: Connection) -> bool:
+    """Wait for a request; True when the parent has died instead.
+
+    The pipe alone does not tell where the process was forked from the parent itself and holds both of its ends.
+    """
+    parent = multiprocessing.parent_process()
+    ends = [connection] if parent is None else [connection, parent.sentinel]
+    return connection not in wait(ends)
 
 
 def _answer(sender: _Sender, ticket: int, request: Identify | MakePlan) -> None:

@@ -219,6 +219,7 @@ class Readers:
         to_send: list[tuple[int, Request]] = []
         with self._lock:
             asked = self._asked.pop(reply.ticket)
+            del self._deaths[asked.request.slide_id]  # it goes on: what killed the process was not what it always does
             if self._alone is not None and not self._open_of(self._alone):
                 to_send = self._next_suspect()
             connection = self._connection

@@ -147,7 +147,7 @@ class Stager:
     def _reserve(self, slide_id: str, n_bytes: int) -> bool:
         """Wait for room and take it; False when the slide is there already, or is to be read where it lies."""
         if n_bytes > self._max_bytes:
-            self._stay(slide_id, f"its {n_bytes:,} bytes are more than the {self._max_bytes:,} that stage.max_gb allows")
+            self._stay(slide_id, f"its {n_bytes:,} bytes are more than stage.max_gb allows ({self._max_bytes:,})")
             return False
         with self._changed:
             n_released, n_hurried = self._n_released, self._n_hurried
@@ -159,7 +159,7 @@ class Stager:
                 if self._n_released != n_released:
                     n_released, deadline = self._n_released, time.monotonic() + self._patience_s
                 if time.monotonic() > deadline or self._n_hurried != n_hurried:
-                    self._stay(slide_id, f"the {self._max_bytes:,} bytes of stage.max_gb are taken by slides still in use")
+                    self._stay(slide_id, f"the {self._max_bytes:,} bytes of stage.max_gb are taken by slides in use")
                     return False
                 self._changed.wait(POLL_S)
         return False

@@ -34,7 +34,11 @@ COMMANDS = {
     "heatmap": ("mil.commands.heatmap", "run + features -> contributions, PNG, GeoJSON for QuPath"),
 }
 ACTIONS = {  # a second word, and the configuration it is composed from
-    "extract submit": ("feature_extraction.commands.submit", "extract", "the same as a Slurm job array: cluster=slurm"),
+    "extract submit": (
+        "feature_extraction.commands.submit",
+        "extract",
+        "on a cluster: cluster=slurm (job array) or cluster=ray (actors)",
+    ),
     "extract status": ("feature_extraction.commands.status", "extract_status", "how far the extraction into out is"),
 }
 BUG, BAD_INPUT, PARTLY_FAILED, STOPPED = 1, 2, 3, 4

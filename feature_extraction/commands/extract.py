@@ -43,33 +43,34 @@ def run(config: DictConfig) -> int:
     n_asked = sum(len(lanes) for lanes in groups.values()) * (len(table.records) + len(table.failures))
     counters, eta = Counters(n_readers=settings.n_threads(config.threads)), Eta(len(table.records) * len(groups))
     outcomes: list[Outcome] = []
-    with StopOnSignal() as stop, ExitStack() as stack, progress_bar(console) as progress:
-        task = progress.add_task("slides", total=n_asked, speed="")
-        stager = stack.enter_context(_stager(config, stop)) if config.stage.dir is not None else None
+    with StopOnSignal() as stop:  # to the last table: a signal must not fall on whoever writes them
+        with ExitStack() as stack, progress_bar(console) as progress:
+            task = progress.add_task("slides", total=n_asked, speed="")
+            stager = stack.enter_context(_stager(config, stop)) if config.stage.dir is not None else None
 
-        def on_outcome(outcome: Outcome) -> None:
-            outcomes.append(outcome)
-            progress.advance(task)
-            if outcome.status == "failed":
-                progress.console.print(error_line(outcome), markup=False, soft_wrap=True)
+            def on_outcome(outcome: Outcome) -> None:
+                outcomes.append(outcome)
+                progress.advance(task)
+                if outcome.status == "failed":
+                    progress.console.print(error_line(outcome), markup=False, soft_wrap=True)
 
-        def on_batch() -> None:
-            record = counters.as_record()
-            progress.update(task, speed=progress_line(record, devices[0], eta.remaining(int(record["n_tiles"]))))
+            def on_batch() -> None:
+                record = counters.as_record()
+                progress.update(task, speed=progress_line(record, devices[0], eta.remaining(int(record["n_tiles"]))))
 
-        listener = Listener(
-            on_outcome=on_outcome, on_batch=on_batch, should_stop=lambda: stop.is_asked, redact=redaction
-        )
-        for lanes in groups.values():
-            if stop.is_asked:
-                break
-            rules = settings.plan_rules(config, lanes[0].extraction)
-            usage = settings.throughput(config, device, lanes)
-            Extractor(lanes, rules, usage, listener=listener, counters=counters, eta=eta, stager=stager).run(table)
-    folders = [lane.folder for lanes in groups.values() for lane in lanes]
-    write_outcomes(out, folders, outcomes)
-    summary = summarise(outcomes, [folder.name for folder in folders], time.monotonic() - started, n_asked)
-    report(console, out, summary | {"counters": counters.as_record()}, folders, devices[0])
+            listener = Listener(
+                on_outcome=on_outcome, on_batch=on_batch, should_stop=lambda: stop.is_asked, redact=redaction
+            )
+            for lanes in groups.values():
+                if stop.is_asked:
+                    break
+                rules = settings.plan_rules(config, lanes[0].extraction)
+                usage = settings.throughput(config, device, lanes)
+                Extractor(lanes, rules, usage, listener=listener, counters=counters, eta=eta, stager=stager).run(table)
+        folders = [lane.folder for lanes in groups.values() for lane in lanes]
+        write_outcomes(out, folders, outcomes)
+        summary = summarise(outcomes, [folder.name for folder in folders], time.monotonic() - started, n_asked)
+        report(console, out, summary | {"counters": counters.as_record()}, folders, devices[0])
     if stop.is_asked and (summary["stopped"] or summary["not_started"]):
         return STOPPED
     return PARTLY_FAILED if summary["failed"] else 0
