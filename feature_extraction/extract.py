@@ -8,10 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,25 +19,22 @@ from torch import Tensor
 
 from feature_extraction.ahead import Ahead
 from feature_extraction.batches import Batch, BatchFiller, Part, Reading, Stopped
-from feature_extraction.claims import claim
 from feature_extraction.counters import Counters, Eta
 from feature_extraction.device_queue import DeviceQueue
 from feature_extraction.embedding import Embedder
 from feature_extraction.errors import SlideError
-from feature_extraction.plan import PlanRules, SlidePlan
-from feature_extraction.reader_process import Identify, MakePlan
+from feature_extraction.opening import SlideOpening, disk_error
+from feature_extraction.plan import PlanRules
 from feature_extraction.readers import Readers, ReaderService, ReaderSettings
-from feature_extraction.resume import find_done
 from feature_extraction.slides import SlideRecord, SlideTable
 from feature_extraction.staging import Stager
 from feature_extraction.status import Outcome, write_record
-from feature_extraction.work import Lane, SlideWork, journal_path, lock_path
+from feature_extraction.work import Lane, SlideWork
 from feature_extraction.writer import Writer
 
 SLIDES_AHEAD = 3
 BATCHES_IN_RING = 4
 LOOK_AGAIN_SECONDS = 1.0
-Out = TypeVar("Out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,69 +239,21 @@ class Extractor:
 
     def _open_works(self, record: SlideRecord) -> list[SlideWork]:
         """The slide's work for each encoder that lacks it and that nobody else has."""
-        identify = _Once(lambda: self._ask_fingerprint(record))
-        plan = _Once(lambda: self._ask_plan(record))
+        opening = SlideOpening(record, self._readers, self._rules, self._stager)
         works: list[SlideWork] = []
         for lane in self._lanes:
             if (lane.folder.name, record.slide_id) in self._told:
                 continue  # looked at again for the sake of another encoder
-            try:
-                work = self._open_work(lane, record, identify.value, plan.value)
-            except SlideError as error:
-                self._finish(lane, Outcome.failed(error))
-            except OSError as error:
-                self._finish(lane, Outcome.failed(_disk_error(record.slide_id, lane.folder, error)))
-            else:
-                works += [work] if work is not None else []
-        with self._lock:
-            self._works |= {(work.folder, work.slide_id): work for work in works}
+            opened = opening.open_for(lane)
+            if isinstance(opened, Outcome):
+                self._finish(lane, opened, record)
+                continue
+            works.append(opened)
+            with self._lock:
+                self._works[lane.folder, record.slide_id] = opened
         if not works:
             self._release(record.slide_id)
         return works
-
-    def _open_work(
-        self, lane: Lane, record: SlideRecord, identify: Callable[[], str], plan: Callable[[], SlidePlan]
-    ) -> SlideWork | None:
-        """The slide's work for one encoder, None when there is nothing to do for us."""
-        with ExitStack() as claimed:
-            outcome = self._find_or_claim(lane, record, identify, claimed)
-            if outcome is not None:
-                self._finish(lane, outcome, record)
-                return None
-            work = SlideWork(plan(), lane)
-            try:
-                work.require_room()
-            except (SlideError, OSError):
-                work.close()
-                raise
-            work.keep(claimed.pop_all())
-        return work
-
-    def _find_or_claim(
-        self, lane: Lane, record: SlideRecord, identify: Callable[[], str], claimed: ExitStack
-    ) -> Outcome | None:
-        """The slide's outcome if there is nothing to do for us, else None with the claim entered."""
-        done = find_done(lane, record, identify)
-        if not claimed.enter_context(claim(lock_path(lane.folder, record.slide_id))):
-            return done or Outcome(slide_id=record.slide_id, status="elsewhere")
-        # Another worker may have sealed it between the question and the claim.
-        done = done or find_done(lane, record, identify)
-        if done is not None:
-            journal_path(lane.folder, record.slide_id).unlink(missing_ok=True)  # left by a kill just after sealing
-        return done
-
-    def _ask_fingerprint(self, record: SlideRecord) -> str:
-        answer = self._readers.ask(Identify(slide_id=record.slide_id, path=record.path)).result()
-        if isinstance(answer, SlideError):
-            raise answer
-        return str(answer)
-
-    def _ask_plan(self, record: SlideRecord) -> SlidePlan:
-        near = self._stager.fetch(record) if self._stager is not None else record
-        answer = self._readers.ask(MakePlan(record=near, rules=self._rules)).result()
-        if isinstance(answer, SlidePlan):
-            return answer
-        raise answer if isinstance(answer, SlideError) else TypeError(f"expected a plan, got {type(answer).__name__}")
 
     def _seal_if_complete(self, work: SlideWork) -> None:
         if not (work.is_ours() and work.is_complete):
@@ -369,7 +317,7 @@ class Extractor:
         try:
             write_record(lane.folder / ".work" / "records", outcome)
         except OSError as error:
-            error_now = _disk_error(outcome.slide_id, lane.folder, error)
+            error_now = disk_error(outcome.slide_id, lane.folder, error)
             outcome = replace(Outcome.failed(error_now), features=lane.folder.name)
         self._say(outcome)
 
@@ -377,26 +325,3 @@ class Extractor:
         with self._lock:
             self._told.add((outcome.features, outcome.slide_id))
             self._listener.on_outcome(outcome)
-
-
-class _Once(Generic[Out]):
-    """A value that is made when it is first asked for, or the error it made."""
-
-    def __init__(self, make: Callable[[], Out]) -> None:
-        self._make = make
-        self._made: list[Out] = []
-
-    def value(self) -> Out:
-        if not self._made:
-            self._made.append(self._make())
-        return self._made[0]
-
-
-def _disk_error(slide_id: str, folder: Path, error: OSError) -> SlideError:
-    return SlideError(
-        slide_id=slide_id,
-        stage="write",
-        cause=f"a file of {folder.name} could not be read or written: {error.strerror or error}",
-        remedy="check the space and the rights of out=…, then run the same command again",
-        code="E-disk",
-    )

@@ -5,6 +5,7 @@ bytes and decoding each tile once gives the same pixels for a fraction of the wo
 """
 
 import os
+import sys
 import threading
 import weakref
 from collections import OrderedDict
@@ -188,10 +189,11 @@ class JpegTileReader:
             tile = self._decode(index)
             decoded.set_result(tile)
         finally:
-            if not decoded.done():
-                decoded.set_exception(RuntimeError("another thread could not decode this tile"))
+            error = sys.exception()
+            if error is not None:  # whoever waits for this tile is told the same, and may ask again
                 with self._lock:
                     self._tiles.pop(index, None)
+                decoded.set_exception(error)
         return tile
 
     def _decode(self, index: int) -> UInt8[np.ndarray, "row column 3"]:

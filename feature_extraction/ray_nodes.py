@@ -31,11 +31,13 @@ class Place:
         """
         node = node_name()
         for path in (self.folder, *self.must_see):
-            if not path.exists():
+            try:
+                path.stat()
+            except OSError as error:
                 raise InputError(
-                    f"cluster=ray: {path} is not there on node {node}; the folder where the command is run, slides "
-                    "and out must be on storage that all nodes see under the same path"
-                )
+                    f"cluster=ray: {path} is not there on node {node} ({error.strerror}); the folder where the command "
+                    "is run, slides and out must be on storage that all nodes see under the same path"
+                ) from error
         version = importlib.metadata.version("promptmil")
         if version != self.version:
             raise InputError(

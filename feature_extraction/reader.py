@@ -83,11 +83,11 @@ class TileReader:
                 with self._lock:
                     self._direct.pop((source.path, source.level), None)
         try:
-            return self._read_by_openslide(source, corner_lv0)
+            return with_patience(lambda: self._read_by_openslide(source, corner_lv0))
         except SlideError:
             self._drop(source.path)
         try:
-            return self._read_by_openslide(source, corner_lv0)
+            return with_patience(lambda: self._read_by_openslide(source, corner_lv0))
         except SlideError:
             self._drop(source.path)
             raise

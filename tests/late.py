@@ -16,7 +16,7 @@ class LatePath(PosixPath):
 
     def __fspath__(self) -> str:
         if str(os.getpid()) != PARENT and self.suffix == ".svs":
-            with open(f"{str(self)}.openings", "ab") as stream:  # noqa: PTH123 - of a Path, it would call itself
+            with open(str(self) + ".openings", "ab") as stream:  # noqa: PTH123 - of a Path, it would call itself
                 stream.write(b".")
                 n = stream.tell()
             if n == int(self.stem.removeprefix("late")):
