@@ -8,12 +8,15 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from feature_extraction.errors import MismatchError
 
 Space = Literal["joint", "backbone"]
 """``joint``: comparable with text. ``backbone``: the image tower before its projection into the joint space."""
@@ -26,7 +29,10 @@ class EncoderSpec:
     Attributes:
         name: Used in folder and file names.
         widths: Width of the embedding in each space the encoder offers.
-        input_px: Side of the square image the network sees; tiles of another size are resized to it.
+        input_px: Side of the square image the network sees.
+        resize_px: Tiles of another size are resized to this side, then cropped around their centre to ``input_px``;
+            None when they are resized to ``input_px`` and nothing is cut off.
+        tile_px: Side of a tile as the encoder's authors cut it, None when tiles need no resizing.
         tile_mpp: Micrometres per pixel the network was trained at, None when unknown.
         mean: Channel means (RGB, of values in 0..1) subtracted before the network.
         std: Channel standard deviations divided by after that.
@@ -37,6 +43,9 @@ class EncoderSpec:
         licence_ancestry: Licences of the weights these were derived from.
         source: Where the weights come from: ``package``, a hub id, or ``local``. Never a path.
         revision: Revision at the source, empty when it has none.
+        is_gated: Whether the source wants a login and accepted terms.
+        weights_sha256: Of the weights file as its source publishes it, empty when unknown.
+        variant: Which of several embeddings of one network this is, empty when there is one only.
     """
 
     name: str
@@ -52,15 +61,27 @@ class EncoderSpec:
     licence_ancestry: tuple[str, ...] = ()
     source: str = "local"
     revision: str = ""
+    resize_px: int | None = None
+    tile_px: int | None = None
+    is_gated: bool = False
+    weights_sha256: str = ""
+    variant: str = ""
+
+    @property
+    def resized_px(self) -> int:
+        """Side that tiles are resized to."""
+        return self.resize_px or self.input_px
 
     def transform(self) -> dict[str, object]:
-        """The preprocessing as plain data, for the feature file and its fingerprint."""
+        """How a tile becomes an embedding, as plain data, for the feature file and its fingerprint."""
+        particular = {"resize_px": self.resize_px, "variant": self.variant}
         return {
             "input_px": self.input_px,
             "interpolation": self.interpolation,
             "antialias": True,
             "mean": list(self.mean),
             "std": list(self.std),
+            **{key: value for key, value in particular.items() if value},
         }
 
 
@@ -89,6 +110,14 @@ class Encoder(ABC):
             float32 on the CPU, one entry for each of ``spaces``.
         """
 
+    def project(self, backbone: Float[Tensor, "tile backbone"]) -> Float[Tensor, "tile joint"]:
+        """Take vectors of the backbone space into the joint space: unit length, float32 on the CPU.
+
+        Raises:
+            MismatchError: The encoder's joint vectors are not a function of its backbone vectors.
+        """
+        raise MismatchError(f"encoder {self.spec.name} has no projection from its backbone space into the joint space")
+
     @abstractmethod
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "text dim"]:
         """Embed texts into the joint space, unit length, float32 on the CPU.
@@ -105,7 +134,13 @@ class Encoder(ABC):
 
 
 class EncoderSource(ABC):
-    """What an encoder yaml describes: its facts at once, its weights on demand."""
+    """What an encoder yaml describes: its facts at once, its weights on demand.
+
+    Attributes:
+        extra: The optional dependencies it needs, as in ``pip install 'promptmil[<extra>]'``; empty for none.
+    """
+
+    extra: ClassVar[str] = ""
 
     @property
     @abstractmethod
@@ -115,6 +150,18 @@ class EncoderSource(ABC):
         Raises:
             InputError: The weights folder is missing or of another family.
         """
+
+    def weights_file(self) -> Path | None:
+        """The file that the weights are read from, None when they are part of the package.
+
+        Raises:
+            InputError: It is neither here nor to be had.
+        """
+        return None
+
+    def is_local(self) -> bool:
+        """Whether the weights are on this machine for sure, so that no hub need be asked."""
+        return True
 
     @abstractmethod
     def load(self, device: torch.device) -> Encoder:
@@ -128,9 +175,11 @@ class EncoderSource(ABC):
 def to_network_input(
     tiles: UInt8[Tensor, "tile 3 height width"], spec: EncoderSpec
 ) -> Float[Tensor, "tile 3 side side"]:
-    """Resize (antialiased) and normalise tiles on the device they are on."""
-    is_their_size = tiles.shape[-2:] == (spec.input_px, spec.input_px)
-    pixels = tiles if is_their_size else resize(tiles, spec.input_px, spec.interpolation)
+    """Resize (antialiased), crop and normalise tiles on the device they are on."""
+    is_their_size = tiles.shape[-2:] == (spec.resized_px, spec.resized_px)
+    pixels = tiles if is_their_size else resize(tiles, spec.resized_px, spec.interpolation)
+    cut = (spec.resized_px - spec.input_px) // 2
+    pixels = pixels[..., cut : cut + spec.input_px, cut : cut + spec.input_px]
     mean = torch.tensor(spec.mean, device=tiles.device).view(1, 3, 1, 1) * 255
     std = torch.tensor(spec.std, device=tiles.device).view(1, 3, 1, 1) * 255
     return (pixels.float() - mean) / std

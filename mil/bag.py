@@ -114,8 +114,12 @@ class FeatureFolder:
         if path.parent != self.path or not path.is_file():
             raise DamagedFileError(f"slide={slide_id}: no feature file in {self.path.name}; extract this slide")
         file = FeatureFile(path)
-        if file.header.extraction_fingerprint != self.header.extraction_fingerprint:
-            raise DamagedFileError(f"slide={slide_id}: its file was made by another configuration; extract it again")
+        got, expected = file.header.extraction_fingerprint, self.header.extraction_fingerprint
+        if got != expected:
+            raise DamagedFileError(
+                f"slide={slide_id}: its file was made by another configuration ({got[:8]}) than the rest of the folder "
+                f"({expected[:8]}); extract it again"
+            )
         return file
 
 

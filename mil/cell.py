@@ -1,6 +1,7 @@
 """What determines one cell of a sweep: the request, the files it names, and the address of both together."""
 
 import importlib.metadata
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -155,6 +156,7 @@ def cell_record(request: TrainRequest, inputs: CellInputs) -> dict[str, object]:
         "pooling": {"rule": request.rule, "top_j": request.top_j},
         "max_epochs": request.training.max_epochs,
         "licence": inputs.header.licence,
+        "licence_ancestry": ", ".join(json.loads(inputs.header.licence_ancestry)),
         "version": determines["version"],
         "determined_by": determines,
     }

@@ -28,7 +28,8 @@ COMPARED = ("balanced_accuracy", "macro_auc", "macro_f1", "nll", "brier")
 RELIABLE_ECE_PATIENTS = 200
 _PROVENANCE = (
     *("aggregator", "init", "encoder", "encoder_fingerprint", "space", "features_folder", "prompt_set"),
-    *("prompt_set_sha256", "split_name", "split_sha256", "scheme", "max_epochs", "version"),
+    *("prompt_set_sha256", "split_name", "split_sha256", "scheme", "max_epochs", "licence"),
+    *("licence_ancestry", "version"),
 )
 
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from feature_extraction.commands import settings
 from feature_extraction.commands.extract_report import error_line, report, summarise
 from feature_extraction.commands.extract_tables import write_outcomes
+from feature_extraction.commands.licence import say_licences
 from feature_extraction.commands.side_by_side import run_side_by_side
 from feature_extraction.commands.stop import StopOnSignal
 from feature_extraction.counters import Counters, Eta, progress_line
@@ -39,7 +40,9 @@ def run(config: DictConfig) -> int:
     console = Console(stderr=True)
     out, device = Path(config.out), settings.device(devices[0])
     table, redaction = slides_of(config, out)
-    groups = lanes_of(config, settings.encoder_sources(config), device, len(table.records))
+    sources = settings.encoder_sources(config)
+    say_licences((source.spec for source in sources), console)
+    groups = lanes_of(config, sources, device, len(table.records))
     n_asked = sum(len(lanes) for lanes in groups.values()) * (len(table.records) + len(table.failures))
     counters, eta = Counters(n_readers=settings.n_threads(config.threads)), Eta(len(table.records) * len(groups))
     outcomes: list[Outcome] = []

@@ -15,6 +15,7 @@ from feature_extraction.encoder import EncoderSource, EncoderSpec, Space
 from feature_extraction.errors import InputError
 from feature_extraction.extract import Throughput
 from feature_extraction.grid import Tiling
+from feature_extraction.licences import require_profile
 from feature_extraction.mpp import MPP_RANGE, MppRule
 from feature_extraction.plan import PlanRules
 from feature_extraction.segment import read_tissue_rule
@@ -28,8 +29,18 @@ SPEC_SLACK = 1.25
 
 
 def encoder_source(config: DictConfig) -> EncoderSource:
-    """The encoder that ``config.encoder`` names; no weight is read."""
-    return construct(plain(config.encoder), kind=EncoderSource, packages=ENCODER_PACKAGES)
+    """The encoder that ``config.encoder`` names; no weight is read.
+
+    Raises:
+        InputError: It cannot be described, or ``licence_profile`` does not allow its weights.
+    """
+    source = construct(plain(config.encoder), kind=EncoderSource, packages=ENCODER_PACKAGES)
+    if config.licence_profile != "any":
+        spec = source.spec
+        require_profile(
+            config.licence_profile, encoder=spec.name, licence=spec.licence, ancestry=spec.licence_ancestry
+        )
+    return source
 
 
 def encoder_sources(config: DictConfig) -> list[EncoderSource]:
@@ -195,7 +206,7 @@ def _default_mpp(value: object) -> float | None:
 
 
 def _tiling(config: DictConfig, spec: EncoderSpec) -> Tiling:
-    tile_px = at_least_one("tiling.tile_px", config.tiling.tile_px or spec.input_px)
+    tile_px = at_least_one("tiling.tile_px", config.tiling.tile_px or spec.tile_px or spec.resized_px)
     step_px = at_least_one("tiling.step_px", config.tiling.step_px or tile_px)
     tile_mpp = config.tiling.tile_mpp or spec.tile_mpp
     if tile_mpp is None:
@@ -204,7 +215,7 @@ def _tiling(config: DictConfig, spec: EncoderSpec) -> Tiling:
         )
     if not isinstance(tile_mpp, int | float) or tile_mpp <= 0:
         raise InputError(f"tiling.tile_mpp={tile_mpp}: expected µm per pixel above 0")
-    seen_mpp = tile_px * float(tile_mpp) / spec.input_px
+    seen_mpp = tile_px * float(tile_mpp) / spec.resized_px
     is_off = spec.tile_mpp is not None and not 1 / SPEC_SLACK <= seen_mpp / spec.tile_mpp <= SPEC_SLACK
     if is_off and not config.tiling.allow_off_spec:
         raise InputError(

@@ -101,6 +101,11 @@ class DemoEncoder(Encoder):
             made = {"backbone": backbone, "joint": self._image.project(backbone)}
             return {space: made[space].cpu() for space in spaces}
 
+    def project(self, backbone: Float[Tensor, "tile backbone"]) -> Float[Tensor, "tile joint"]:
+        """The projection and unit length."""
+        with torch.inference_mode():
+            return self._image.project(backbone.to(self._device)).cpu()
+
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "text dim"]:
         """Embed texts into the joint space, one at a time: a neighbour cannot change a vector."""
         with torch.inference_mode():

@@ -14,6 +14,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from feature_extraction.encoder import Encoder, EncoderSource, EncoderSpec, Space, fingerprint_of, to_network_input
+from feature_extraction.encoders.card import differences, read_spec
+from feature_extraction.encoders.weights import find_file, find_folder
 from feature_extraction.errors import InputError, MismatchError
 
 Tokenizer = Callable[..., Mapping[str, Tensor]]
@@ -23,6 +25,8 @@ CLASSES = {
     "vision-text-dual-encoder": "VisionTextDualEncoderModel",
 }
 PIL_BILINEAR, PIL_BICUBIC = 2, 3
+DESCRIPTION = ("*.json", "*.txt", "*.model")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 class HfClipSource(EncoderSource):
@@ -30,6 +34,8 @@ class HfClipSource(EncoderSource):
 
     Args:
         path: Folder with configuration, preprocessor, tokenizer and ``model.safetensors``, or a hub id.
+        spec: The card of a model that is known; what the folder says must agree with it. Without one the folder's
+            word is taken, with what follows:
         name: For folder and file names; the last part of ``path`` when None.
         tile_mpp: µm per pixel the weights were trained at, None when unknown.
         revision: At the hub.
@@ -37,10 +43,13 @@ class HfClipSource(EncoderSource):
         licence_ancestry: Licences of what the weights were derived from.
     """
 
+    extra = "hf"
+
     def __init__(
         self,
         *,
         path: str,
+        spec: Mapping[str, object] | None = None,
         name: str | None = None,
         tile_mpp: float | None = None,
         revision: str = "",
@@ -48,15 +57,20 @@ class HfClipSource(EncoderSource):
         licence_ancestry: Sequence[str] = (),
     ) -> None:
         self._path = path
+        self._card = None if spec is None else read_spec(spec)
         self._name = name or Path(path).name
         self._tile_mpp = tile_mpp
-        self._revision = revision
+        self._revision = revision if self._card is None else self._card.revision
         self._licence = licence
         self._licence_ancestry = tuple(licence_ancestry)
 
     @property
     def spec(self) -> EncoderSpec:
-        """The facts, from the folder's JSON files."""
+        """The facts: the card, or what the folder's JSON files say."""
+        return self._card or self._stated()
+
+    def _stated(self) -> EncoderSpec:
+        """What the folder's JSON files say."""
         folder = self._folder()
         config = _read(folder / "config.json")
         kind = str(config.get("model_type"))
@@ -81,14 +95,34 @@ class HfClipSource(EncoderSource):
             revision=self._revision,
         )
 
+    def weights_file(self) -> Path:
+        """The file that the weights are read from.
+
+        Raises:
+            InputError: It is neither here nor to be had.
+        """
+        return find_file(self._path, WEIGHTS, revision=self._revision)
+
+    def is_local(self) -> bool:
+        """Whether ``path`` is a folder here."""
+        return Path(self._path).exists()
+
     def load(self, device: torch.device) -> "HfClipEncoder":
-        """Read weights and tokenizer; every tensor of the network must be in the file."""
+        """Read weights and tokenizer; every tensor of the network must be in the file.
+
+        Raises:
+            InputError: Not there, not whole, or not the model that the card describes.
+        """
         try:
             import transformers
         except ImportError as error:
             raise InputError("the hf_clip family needs transformers: pip install 'promptmil[hf]'") from error
         transformers.utils.logging.disable_progress_bar()
         folder, spec = self._folder(), self.spec
+        self.weights_file()  # brings it into the hub's cache, beside the rest of the folder
+        contradicting = differences(self._stated(), spec)
+        if contradicting:
+            raise InputError(f"encoder.path={self._path}: is not {spec.name}: {'; '.join(contradicting)}")
         kind = str(_read(folder / "config.json")["model_type"])
         try:
             model, info = getattr(transformers, CLASSES[kind]).from_pretrained(
@@ -105,21 +139,7 @@ class HfClipSource(EncoderSource):
         return HfClipEncoder(spec, model.to(device).eval(), tokenizer, pads_to_context=kind == "siglip")
 
     def _folder(self) -> Path:
-        """The local folder; a hub id is fetched, or found in the hub's cache when offline."""
-        if Path(self._path).is_dir():
-            return Path(self._path)
-        try:
-            from huggingface_hub import snapshot_download
-        except ImportError as error:
-            raise InputError("weights from a hub need huggingface_hub: pip install 'promptmil[hf]'") from error
-        try:
-            kept = ["*.json", "*.txt", "*.model", "model.safetensors"]
-            return Path(snapshot_download(self._path, revision=self._revision or None, allow_patterns=kept))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"encoder.path={self._path}: no such folder, and not to be had from the hub ({type(error).__name__}); "
-                "give a local folder with the weights, or log in and accept the model's terms"
-            ) from error
+        return find_folder(self._path, revision=self._revision, patterns=DESCRIPTION)
 
 
 class HfClipEncoder(Encoder):
@@ -160,6 +180,17 @@ class HfClipEncoder(Encoder):
                 )
             found[space] = backbone.cpu() if space == "backbone" else self._to_joint("visual_projection", backbone)
         return found
+
+    @torch.inference_mode()
+    def project(self, backbone: Float[Tensor, "tile backbone"]) -> Float[Tensor, "tile joint"]:
+        """The image tower's projection and unit length.
+
+        Raises:
+            MismatchError: SigLIP's tower ends in the joint space.
+        """
+        if "backbone" not in self.spec.widths:
+            return super().project(backbone)
+        return self._to_joint("visual_projection", backbone.to(self._device))
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "text dim"]:

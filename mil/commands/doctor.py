@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,26 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from feature_extraction.claims import NO_LOCKS
-from feature_extraction.commands.settings import encoder_source
-from feature_extraction.errors import PromptmilError
 from feature_extraction.files import publish_json
+from mil.commands.doctor_encoder import encoder_findings
+from mil.commands.findings import Finding
 
 FREE_GIB = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        name: What.
-        is_ok: Whether the asked-for run can work as far as this goes.
-        text: What was found, and what to do about it.
-    """
-
-    name: str
-    is_ok: bool
-    text: str
+OPTIONAL = ("transformers", "open-clip-torch", "timm", "ray", "onnxruntime")
 
 
 def run(config: DictConfig) -> int:
@@ -47,11 +32,8 @@ def run(config: DictConfig) -> int:
         _openslide,
         _torchvision,
         _device,
-        lambda: _encoder(config),
-        lambda: _folder(out),
-        lambda: _locks(out),
     ]
-    findings = [check() for check in checks]
+    findings = [check() for check in checks] + encoder_findings(config) + [_folder(out), _locks(out)]
     table = Table("", "what", "found", box=None)
     for finding in findings:
         table.add_row("ok" if finding.is_ok else "NO", finding.name, finding.text)
@@ -64,10 +46,10 @@ def run(config: DictConfig) -> int:
 
 
 def _packages() -> Finding:
-    names = ("promptmil", "torch", "lightning", "h5py", "openslide-python", "hydra-core", "transformers")
+    names = ("promptmil", "torch", "lightning", "h5py", "openslide-python", "hydra-core", *OPTIONAL)
     found = {name: _version(name) for name in names}
     text = ", ".join(f"{name} {version or 'not installed'}" for name, version in found.items())
-    return Finding(name="packages", is_ok=all(found[name] for name in names[:-1]), text=text)
+    return Finding(name="packages", is_ok=all(found[name] for name in names if name not in OPTIONAL), text=text)
 
 
 def _owner_of_mil() -> Finding:
@@ -102,22 +84,6 @@ def _device() -> Finding:
     if torch.cuda.is_available():
         return Finding(name="device", is_ok=True, text=f"CUDA: {torch.cuda.get_device_name(0)}")
     return Finding(name="device", is_ok=True, text=f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
-
-
-def _encoder(config: DictConfig) -> Finding:
-    """The encoder that the run would use: facts, then weights."""
-    try:
-        source = encoder_source(config)
-        spec = source.spec
-        encoder = source.load(torch.device("cpu"))
-    except PromptmilError as error:
-        return Finding(name="encoder", is_ok=False, text=str(error))
-    ancestry = f", derived from {', '.join(spec.licence_ancestry)}" if spec.licence_ancestry else ""
-    text = (
-        f"{spec.name}: {', '.join(f'{space} {width}' for space, width in spec.widths.items())}, {spec.input_px} px at "
-        f"{spec.tile_mpp} µm, weights {encoder.fingerprint[:8]}, licence {spec.licence}{ancestry}"
-    )
-    return Finding(name="encoder", is_ok=True, text=text)
 
 
 def _folder(out: Path) -> Finding:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
+from feature_extraction.commands.licence import check_licence
 from feature_extraction.errors import DamagedFileError, InputError, SlideError
 from feature_extraction.files import address, is_valid, publish, publish_json, read_json, sha256_of_file
 from feature_extraction.header import FeatureHeader
@@ -45,6 +46,7 @@ def run(config: DictConfig) -> int:
     console = Console(stderr=True)
     runs = load_runs(settings.optional_path(config.run), settings.optional_path(config.runs))
     require_one_method(runs)
+    check_licence(config.licence_profile, runs[0].card, console)
     features = open_features(Path(config.features), runs)
     chosen = _chosen(config, runs, features)
     paths = {} if config.slides is None else {r.slide_id: r.path for r in read_slide_table(Path(config.slides)).records}

@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from omegaconf import DictConfig
 from rich.console import Console
 
+from feature_extraction.commands.licence import check_licence
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_json, publish_text
 from mil.bag import Bag, load_bags
@@ -27,6 +28,7 @@ def run(config: DictConfig) -> int:
     console = Console(stderr=True)
     runs = load_runs(settings.optional_path(config.run), settings.optional_path(config.runs))
     require_one_method(runs)
+    check_licence(config.licence_profile, runs[0].card, console)
     features = open_features(Path(config.features), runs)
     bags = load_bags(features, features.slide_ids(), space=runs[0].card.space, nontask_of=runs[0].nontask_bank())
     if not bags.bags:

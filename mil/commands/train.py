@@ -6,7 +6,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
 
+from feature_extraction.commands.licence import check_licence
 from feature_extraction.files import as_record, publish_json
+from mil.bag import FeatureFolder
 from mil.cell import TrainRequest
 from mil.commands import settings
 from mil.commands.unused import say_unused
@@ -34,6 +36,7 @@ def run(config: DictConfig) -> int:
         training=as_record(Training, {**settings.plain(config.trainer), "seed": int(config.seed)}, "trainer"),
     )
     console = Console(stderr=True)
+    check_licence(config.licence_profile, FeatureFolder(request.features).header, console)
     name = f"{config.aggregator.name} fold {request.fold} seed {request.seed}"
     with Progress(console=console, transient=True) as progress:
         epochs = progress.add_task(name, total=request.training.max_epochs)

@@ -8,6 +8,7 @@ from jaxtyping import Float64
 from omegaconf import DictConfig
 from rich.console import Console
 
+from feature_extraction.commands.licence import check_licence
 from feature_extraction.errors import InputError
 from feature_extraction.files import address, publish_json, publish_text
 from feature_extraction.text_bank import TextBank, read_bank, require_match
@@ -29,6 +30,8 @@ def run(config: DictConfig) -> int:
     features = FeatureFolder(Path(config.features))
     bank = read_bank(Path(config.bank))
     header = features.header
+    console = Console(stderr=True)
+    check_licence(config.licence_profile, header, console)
     space = "joint" if "joint" in features.spaces else header.space
     require_match(bank, encoder=header.encoder, encoder_fingerprint=header.encoder_fingerprint, space=space)
     listed = _listed(config, features)
@@ -64,7 +67,6 @@ def run(config: DictConfig) -> int:
     write_done(out, ("cell.json", "metrics.json", "predictions.csv"))
     summary = {"command": "zeroshot", "slides": len(used), "metrics": metrics, "unused": bags.unused, **cell}
     publish_json(out / "summary.json", summary)
-    console = Console(stderr=True)
     _say(console, pooling, len(used), metrics, out)
     return say_unused(console, bags.unused)
 
