@@ -20,13 +20,24 @@ def slide_logits(bag: Bag, bank: TextBank, classes: Sequence[str], pooling: Pool
     ``s_ik = tau v_i . t_k``; mean, max or the mean of the J largest of each class. Under the margin rule it is the
     mean of the J largest of ``s_ik - s_in`` for a class k, and 0 for the background n.
     """
-    scores = tile_scores(bag, bank, classes)
-    background = bank.background()
+    return pool_scores(tile_scores(bag, bank, classes), background_column(bank, classes), pooling)
+
+
+def background_column(bank: TextBank, classes: Sequence[str]) -> int | None:
+    """Where the class that every slide contains stands, None when it is not among the classes."""
+    name = bank.background()
+    return None if name is None or name not in classes else list(classes).index(name)
+
+
+def pool_scores(
+    scores: Float64[np.ndarray, "tile class"], background: int | None, pooling: Pooling
+) -> Float64[np.ndarray, " class"]:
+    """Logits of one slide from the scores of its tiles, by the rule of `slide_logits`."""
     if pooling.rule == "margin" and background is not None:
-        scores = scores - scores[:, [list(classes).index(background)]]
-    n_chosen = min(pooling.n_chosen or len(bag), len(bag))
-    logits = np.empty(len(classes))
-    for column in range(len(classes)):
+        scores = scores - scores[:, [background]]
+    n_chosen = min(pooling.n_chosen or len(scores), len(scores))
+    logits = np.empty(scores.shape[1])
+    for column in range(scores.shape[1]):
         best_first = np.sort(scores[:, column])[::-1]
         logits[column] = best_first[:n_chosen].mean()
     return logits

@@ -14,10 +14,10 @@ from rich.progress import track
 from feature_extraction.commands.licence import check_licence
 from feature_extraction.errors import DamagedFileError, InputError, SlideError
 from feature_extraction.files import address, is_valid, publish, publish_json, read_json, sha256_of_file
-from feature_extraction.header import FeatureHeader
 from feature_extraction.pseudonyms import redact
-from feature_extraction.slide import Slide, fingerprint_file
+from feature_extraction.slide import fingerprint_file
 from feature_extraction.slides import read_slide_table
+from mil.backdrop import backdrop_of
 from mil.bag import FeatureFolder, load_bags
 from mil.checkpoint import TENSORS
 from mil.commands import settings
@@ -30,12 +30,11 @@ from mil.explain import (
     require_stored_prediction,
     runs_by_slide,
 )
-from mil.heatmap import Backdrop, Caption, overview_png
+from mil.heatmap import Caption, overview_png
 from mil.layers import parquet_bytes, regions_geojson, tile_table, tiles_geojson
 from mil.truth import covered_fraction, read_regions
 
 PARTLY_FAILED = 3
-THUMBNAIL_UM = 4.0
 MAP_FILES = (".tiles.parquet", ".tiles.geojson.gz", ".regions.geojson", ".png")
 POSITIVE_FRACTION = 0.5
 """A tile counts as inside a true region when at least this share of it lies there."""
@@ -120,7 +119,7 @@ def _map_slide(
         model=f"{card.aggregator.get('name')} {loaded.folder.name}",
     )
     out = Path(config.out)
-    backdrop = _backdrop(slide_id, path, features.open(slide_id).header)
+    backdrop = backdrop_of(slide_id, path, features.open(slide_id).header)
     publish(out / f"{slide_id}.tiles.parquet", parquet_bytes(tile_table(explanation, card.classes, card.concepts)))
     publish(out / f"{slide_id}.tiles.geojson.gz", tiles_geojson(explanation, card.classes))
     publish(
@@ -198,14 +197,3 @@ def _mean_aucs(lines: list[dict[str, object]]) -> dict[str, object]:
 def _label(loaded: LoadedRun, slide_id: str) -> str:
     labels = loaded.predictions.loc[loaded.predictions["slide_id"] == slide_id, "label"]
     return "" if labels.empty or labels.isna().any() else str(labels.iloc[0])
-
-
-def _backdrop(slide_id: str, path: Path | None, header: FeatureHeader) -> Backdrop:
-    """The slide's thumbnail when the slide is at hand."""
-    x, y, width, height = json.loads(header.bounds_lv0)
-    bounds = (int(x), int(y), int(width), int(height))
-    pixels = None
-    if path is not None:
-        with Slide(slide_id, path) as slide:
-            pixels = slide.thumbnail(bounds, max(1.0, THUMBNAIL_UM / header.slide_mpp_x))
-    return Backdrop(pixels=pixels, bounds_lv0=bounds, slide_mpp=header.slide_mpp_x)

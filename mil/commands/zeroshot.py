@@ -1,5 +1,7 @@
 """`promptmil zeroshot`: feature files + text bank -> predictions without training."""
 
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -7,68 +9,126 @@ import pandas as pd
 from jaxtyping import Float64
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.progress import track
 
 from feature_extraction.commands.licence import check_licence
-from feature_extraction.errors import InputError
-from feature_extraction.files import address, publish_json, publish_text
+from feature_extraction.commands.settings import at_least_one
+from feature_extraction.errors import InputError, SlideError
+from feature_extraction.files import address, publish, publish_json, publish_text
+from feature_extraction.slides import read_slide_table
 from feature_extraction.text_bank import TextBank, read_bank, require_match
-from mil.bag import BagSet, FeatureFolder, load_bags
+from mil.backdrop import backdrop_of
+from mil.bag import Bag, BagSet, FeatureFolder, load_bags
+from mil.class_map import class_map, class_map_png, class_table
 from mil.cohort import CohortRow, read_labels
 from mil.commands import settings
 from mil.commands.unused import say_unused
-from mil.metrics import classification_metrics
+from mil.layers import parquet_bytes
+from mil.metrics import Predictions, classification_metrics
+from mil.multilabel import class_probabilities, label_matrix, multilabel_metrics
 from mil.parts import Pooling
 from mil.predictions import predictions_table
 from mil.runs import write_done
 from mil.splits import PARTS, SplitRow, check_split, read_split
 from mil.text import order_classes
 from mil.zeroshot import choose_top_j, resolve_pooling, slide_logits, softmax
+from mil.zeroshot_study import (
+    figures_with_intervals,
+    patient_means,
+    stability,
+    subset_figures,
+    subset_probabilities,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroShot:
+    """What a zero-shot prediction is made from.
+
+    Attributes:
+        features: The feature folder.
+        bank: The words.
+        space: Of the bags.
+        classes: That slides can be of.
+        used: The slides that can be predicted, each with its part.
+        bags: Theirs, and why others have none.
+        pooling: From tiles to the slide.
+    """
+
+    features: FeatureFolder
+    bank: TextBank
+    space: str
+    classes: list[str]
+    used: list[tuple[CohortRow | SplitRow, str]]
+    bags: BagSet
+    pooling: Pooling
+
+    def chosen(self) -> dict[str, Bag]:
+        """The bags of the used slides, in their order."""
+        return {row.slide_id: self.bags.bags[row.slide_id] for row, _ in self.used}
 
 
 def run(config: DictConfig) -> int:
     """Predict every slide from words; returns the exit code."""
+    console = Console(stderr=True)
+    study = _read(config, console)
+    out = Path(config.out)
+    logits = np.stack([slide_logits(bag, study.bank, study.classes, study.pooling) for bag in study.chosen().values()])
+    if config.multilabel:
+        metrics = _write_multilabel(out, study, logits)
+    else:
+        metrics = _write_multiclass(out, study, softmax(logits), config)
+    if config.maps:
+        _write_maps(out, study, config, console)
+    summary = {"command": "zeroshot", "slides": len(study.used), "metrics": metrics, "unused": study.bags.unused}
+    publish_json(out / "summary.json", {**summary, **_cell(study, config)})
+    _say(console, study.pooling, len(study.used), metrics, out)
+    return say_unused(console, study.bags.unused)
+
+
+def _read(config: DictConfig, console: Console) -> ZeroShot:
+    """Read and match what the configuration names."""
     features = FeatureFolder(Path(config.features))
     bank = read_bank(Path(config.bank))
     header = features.header
-    console = Console(stderr=True)
     check_licence(config.licence_profile, header, console)
     space = "joint" if "joint" in features.spaces else header.space
     require_match(bank, encoder=header.encoder, encoder_fingerprint=header.encoder_fingerprint, space=space)
     listed = _listed(config, features)
     labels = [row.label for row, _ in listed if row.label]
-    classes = order_classes(labels, bank) if labels else list(bank.class_names())
+    classes = order_classes(labels, bank) if labels and not config.multilabel else list(bank.class_names())
     ids = [row.slide_id for row, _ in listed]
     bags = load_bags(features, ids, space=space, nontask_of=bank if config.filter_nontask else None)
     used = [(row, part) for row, part in listed if row.slide_id in bags.bags]
     if not used:
         raise InputError(f"features={config.features}: no slide of the labels has a usable feature file")
     pooling = _pooling(config, bank, bags, [row for row, part in used if part == "val"], classes)
-    logits = np.stack([slide_logits(bags.bags[row.slide_id], bank, classes, pooling) for row, _ in used])
-    out = Path(config.out)
-    metrics = _write(out, used, softmax(logits), classes, int(config.fold or 0))
-    cell: dict[str, object] = {
+    return ZeroShot(features=features, bank=bank, space=space, classes=classes, used=used, bags=bags, pooling=pooling)
+
+
+def _cell(study: ZeroShot, config: DictConfig) -> dict[str, object]:
+    """What `promptmil summarize` groups the predictions by."""
+    header = study.features.header
+    return {
         "aggregator": "zeroshot",
         "init": "text",
-        "space": space,
+        "multilabel": bool(config.multilabel),
+        "space": study.space,
         "encoder": header.encoder,
         "encoder_fingerprint": header.encoder_fingerprint,
-        "features_folder": features.path.name,
-        "prompt_set": bank.prompt_set,
-        "prompt_set_sha256": bank.prompt_set_sha256,
+        "features_folder": study.features.path.name,
+        "prompt_set": study.bank.prompt_set,
+        "prompt_set_sha256": study.bank.prompt_set_sha256,
         "split_name": "" if config.split is None else Path(config.split).stem,
         "shots": 0,
         "fold": int(config.fold or 0),
         "seed": 0,
-        "pooling": {"rule": pooling.rule, "top_j": pooling.top_j},
+        "pooling": {"rule": study.pooling.rule, "top_j": study.pooling.top_j},
         "filter_nontask": bool(config.filter_nontask),
         "max_epochs": 0,
+        "licence": header.licence,
+        "licence_ancestry": ", ".join(json.loads(header.licence_ancestry)),
     }
-    publish_json(out / "cell.json", {"cell": address({**cell, "features": address(dict(bags.content))})[:12], **cell})
-    write_done(out, ("cell.json", "metrics.json", "predictions.csv"))
-    summary = {"command": "zeroshot", "slides": len(used), "metrics": metrics, "unused": bags.unused, **cell}
-    publish_json(out / "summary.json", summary)
-    _say(console, pooling, len(used), metrics, out)
-    return say_unused(console, bags.unused)
 
 
 def _listed(config: DictConfig, features: FeatureFolder) -> list[tuple[CohortRow | SplitRow, str]]:
@@ -104,27 +164,107 @@ def _pooling(
     return Pooling(rule=pooling.rule, top_j=choose_top_j(chosen, labels, bank, classes, pooling))
 
 
-def _write(
+def _write_multiclass(
+    out: Path, study: ZeroShot, probabilities: Float64[np.ndarray, "slide class"], config: DictConfig
+) -> dict[str, object]:
+    """Write predictions and figures as a run folder has them; returns the figures of the test part."""
+    classes, fold = study.classes, int(config.fold or 0)
+    _write_predictions(out, study, probabilities, classes, fold)
+    is_test = np.array([part == "test" for _, part in study.used])
+    rows = [row for row, part in study.used if part == "test"]
+    metrics: dict[str, object] = {}
+    published: dict[str, object] = {"test": metrics}
+    if rows and all(row.label for row in rows):
+        labels = np.array([classes.index(row.label) for row in rows])
+        predictions = Predictions(
+            slide_ids=tuple(row.slide_id for row in rows),
+            patient_ids=tuple(row.patient_id or row.slide_id for row in rows),
+            classes=tuple(classes),
+            labels=labels,
+            probabilities=probabilities[is_test],
+        )
+        metrics |= classification_metrics(labels, probabilities[is_test], classes)
+        published["test_intervals"] = figures_with_intervals(predictions)
+    if config.subsets:
+        published["subsets"] = _write_subsets(out, study, probabilities, config)
+    publish_json(out / "metrics.json", published)
+    cell = _cell(study, config)
+    content = address(dict(study.bags.content))
+    publish_json(out / "cell.json", {"cell": address({**cell, "features": content})[:12], **cell})
+    write_done(out, ("cell.json", "metrics.json", "predictions.csv"))
+    return metrics
+
+
+def _write_multilabel(out: Path, study: ZeroShot, logits: Float64[np.ndarray, "slide class"]) -> dict[str, object]:
+    """Write predictions and figures of slides that may be of several classes; returns the figures of the test part."""
+    background = study.bank.background()
+    columns = [index for index, name in enumerate(study.classes) if name != background]
+    classes = [study.classes[index] for index in columns]
+    probabilities = class_probabilities(logits, study.bank, study.pooling)[:, columns]
+    _write_predictions(out, study, probabilities, classes, 0)
+    labels = [row.label for row, part in study.used if part == "test"]
+    metrics: dict[str, object] = {}
+    if labels and all(labels):
+        is_test = np.array([part == "test" for _, part in study.used])
+        truth = label_matrix(labels, classes, background)
+        metrics = multilabel_metrics(truth, probabilities[is_test], classes)
+    publish_json(out / "metrics.json", {"test": metrics})
+    return metrics
+
+
+def _write_predictions(
     out: Path,
-    used: list[tuple[CohortRow | SplitRow, str]],
+    study: ZeroShot,
     probabilities: Float64[np.ndarray, "slide class"],
     classes: list[str],
     fold: int,
-) -> dict[str, object]:
-    """Write the predictions; returns the metrics of the test part, empty when a label is unknown."""
-    parts = np.array([part for _, part in used])
+) -> None:
+    """Write ``predictions.csv``, and ``patients.csv`` where patients are known."""
+    parts = np.array([part for _, part in study.used])
     tables: list[pd.DataFrame] = []
     for part in dict.fromkeys(parts.tolist()):
-        rows = [row for row, found in used if found == part]
+        rows = [row for row, found in study.used if found == part]
         tables.append(predictions_table(rows, probabilities[parts == part], classes, fold=fold, part=str(part)))
-    publish_text(out / "predictions.csv", pd.concat(tables).to_csv(index=False))
-    test = [row for row, part in used if part == "test"]
-    metrics: dict[str, object] = {}
-    if test and all(row.label for row in test):
-        labels = np.array([classes.index(row.label) for row in test])
-        metrics = dict(classification_metrics(labels, probabilities[parts == "test"], classes))
-    publish_json(out / "metrics.json", {"test": metrics})
-    return metrics
+    table = pd.concat(tables)
+    publish_text(out / "predictions.csv", table.to_csv(index=False))
+    if all(row.patient_id for row, _ in study.used):
+        publish_text(out / "patients.csv", patient_means(table).to_csv(index=False))
+
+
+def _write_subsets(
+    out: Path, study: ZeroShot, probabilities: Float64[np.ndarray, "slide class"], config: DictConfig
+) -> dict[str, object]:
+    """Predict from random subsets of the prompts; returns median and quartiles of the figures of the test part."""
+    n_subsets = at_least_one("subsets", config.subsets)
+    drawn = subset_probabilities(
+        study.chosen(), study.bank, study.classes, study.pooling, n_subsets=n_subsets, seed=int(config.seed)
+    )
+    ids = [row.slide_id for row, _ in study.used]
+    publish_text(out / "stability.csv", stability(drawn, probabilities, ids).to_csv(index=False))
+    rows = [row for row, part in study.used if part == "test"]
+    if not rows or not all(row.label for row in rows):
+        return {}
+    is_test = np.array([part == "test" for _, part in study.used])
+    labels = np.array([study.classes.index(row.label) for row in rows])
+    table, spreads = subset_figures(drawn[:, is_test], labels, study.classes)
+    publish_text(out / "subsets.csv", table.to_csv(index_label="subset"))
+    return {name: asdict(spread) for name, spread in spreads.items()}
+
+
+def _write_maps(out: Path, study: ZeroShot, config: DictConfig, console: Console) -> None:
+    """Write a table and a picture of each slide's tiles by what they look like."""
+    paths = {} if config.slides is None else {r.slide_id: r.path for r in read_slide_table(Path(config.slides)).records}
+    note = f"prompts {study.bank.prompt_set}, encoder {study.bank.encoder}"
+    for slide_id, bag in track(study.chosen().items(), "maps", console=console, transient=True):
+        tiles = class_map(bag, study.bank, study.classes)
+        header = study.features.open(slide_id).header
+        try:
+            backdrop = backdrop_of(slide_id, paths.get(slide_id), header)
+        except SlideError as error:
+            console.print(f"map without its slide: {error}", soft_wrap=True, markup=False)
+            backdrop = backdrop_of(slide_id, None, header)
+        publish(out / "maps" / f"{slide_id}.classes.parquet", parquet_bytes(class_table(tiles)))
+        publish(out / "maps" / f"{slide_id}.classes.png", class_map_png(tiles, backdrop, note))
 
 
 def _say(console: Console, pooling: Pooling, n_slides: int, metrics: dict[str, object], out: Path) -> None:
