@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-from feature_extraction.errors import DamagedFileError, InputError
+from feature_extraction.errors import DamagedFileError, InputError, MismatchError
 from feature_extraction.store import FeatureFile
 from feature_extraction.text_bank import TextBank
 from mil.packed import Packing, pack
@@ -121,6 +121,20 @@ class FeatureFolder:
                 f"({expected[:8]}); extract it again"
             )
         return file
+
+
+def require_space(space: str, folder: FeatureFolder) -> None:
+    """Refuse features that are not in the space asked for.
+
+    Raises:
+        MismatchError: They are in others only.
+    """
+    if space not in folder.spaces:
+        name, weights = folder.header.encoder, folder.header.encoder_fingerprint[:8]
+        raise MismatchError(
+            f"features={folder.path}: asked for the {space} space of {name} ({weights}), these are in its "
+            f"{', '.join(folder.spaces)} space ({weights}); extract with space={space}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from feature_extraction.errors import InputError
 from feature_extraction.files import address
 from feature_extraction.header import FeatureHeader
 from feature_extraction.text_bank import TextBank, read_bank, require_match
-from mil.bag import BagSet, FeatureFolder, load_bags
+from mil.bag import BagSet, FeatureFolder, load_bags, require_space
 from mil.fit import Training
 from mil.module import Optimization
 from mil.parts import Init
@@ -93,6 +93,7 @@ def read_inputs(request: TrainRequest) -> CellInputs:
     split = read_split(request.split)
     features = FeatureFolder(request.features)
     space = request.space or features.header.space
+    require_space(space, features)
     bank = None if request.bank is None else read_bank(request.bank)
     if init == "text" and bank is None:
         raise InputError("this aggregator starts from text: give bank=… (made with `promptmil prompts`)")

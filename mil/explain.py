@@ -14,7 +14,7 @@ from feature_extraction.header import FeatureHeader
 from feature_extraction.targets import construct
 from feature_extraction.text_bank import TextBank, read_bank
 from mil.aggregator import Aggregator
-from mil.bag import FeatureFolder
+from mil.bag import FeatureFolder, require_space
 from mil.checkpoint import BANK, ModelCard, read_model
 from mil.runs import check_run, find_runs
 from mil.task import Task
@@ -151,4 +151,5 @@ def open_features(path: Path, runs: Sequence[LoadedRun]) -> FeatureFolder:
     features = FeatureFolder(path)
     for run in runs:
         require_fit(run.card, features.header)
+        require_space(run.card.space, features)
     return features
