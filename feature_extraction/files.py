@@ -119,6 +119,22 @@ def require_folder(path: Path, key: str) -> Path:
     return path
 
 
+def require_writable(path: Path, key: str) -> None:
+    """Refuse a folder, made already or to be made, that may not be written to. Nothing is written to find out.
+
+    Raises:
+        InputError: It may not; the message names the configuration key.
+    """
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    if os.access(there, os.W_OK | os.X_OK):
+        return
+    is_read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+    cause = "Read-only file system" if is_read_only else "Permission denied"
+    raise InputError(
+        f"{key}={path}: cannot be written ({there}: {cause}); choose another {key}=…, with space and rights code=E-perm"
+    )
+
+
 def sha256_of_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as stream:

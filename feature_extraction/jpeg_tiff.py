@@ -5,7 +5,6 @@ bytes and decoding each tile once gives the same pixels for a fraction of the wo
 """
 
 import os
-import sys
 import threading
 import weakref
 from collections import OrderedDict
@@ -187,13 +186,12 @@ class JpegTileReader:
             return decoded.result()
         try:
             tile = self._decode(index)
-            decoded.set_result(tile)
-        finally:
-            error = sys.exception()
-            if error is not None:  # whoever waits for this tile is told the same, and may ask again
-                with self._lock:
-                    self._tiles.pop(index, None)
-                decoded.set_exception(error)
+        except BaseException as error:  # whoever waits for this tile is told the same, and may ask again
+            with self._lock:
+                self._tiles.pop(index, None)
+            decoded.set_exception(error)
+            raise
+        decoded.set_result(tile)
         return tile
 
     def _decode(self, index: int) -> UInt8[np.ndarray, "row column 3"]:

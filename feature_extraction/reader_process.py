@@ -255,3 +255,25 @@ def _limit_memory(n_bytes: int) -> None:
 def tiles_in(memory: SharedBytes, side_px: int) -> UInt8[np.ndarray, "place side side 3"]:
     """The shared memory as tiles, without a copy."""
     return np.frombuffer(memoryview(memory), np.uint8).reshape(-1, side_px, side_px, 3)
+
+
+def death(exit_code: int | None) -> str:
+    """How the process ended, as part of a sentence about the slide that it had."""
+    if exit_code is not None and exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        return f"crashed the reader with {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    return f"ended the reader (exit code {exit_code})"
+
+
+def reader_error(slide_id: str, reason: str) -> SlideError:
+    """What to say of a slide that took the process down, or kept it from answering, twice."""
+    is_stall = reason.startswith("did not answer")
+    return SlideError(
+        slide_id=slide_id,
+        stage="tile",
+        cause=f"opened alone, it {reason}, twice",
+        remedy="check the storage it lies on (stall_seconds=… gives it longer)"
+        if is_stall
+        else "copy the slide again from its source, or leave it out",
+        code="E-timeout" if is_stall else "E-crash",
+    )

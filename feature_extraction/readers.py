@@ -6,14 +6,17 @@ that does it again alone is failed, and the others go on.
 
 import itertools
 import multiprocessing
+import queue
 import signal
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +26,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from feature_extraction.errors import SlideError
-from feature_extraction.reader_process import Answer, Forget, Reply, Request, serve, tiles_in
+from feature_extraction.reader_process import Answer, Forget, Reply, Request, death, reader_error, serve, tiles_in
 
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 """A fork of a small server that has imported everything: a new reader process is there in milliseconds."""
@@ -104,8 +107,8 @@ class Readers:
         self._deaths: Counter[str] = Counter()
         self._suspects: deque[str] = deque()
         self._alone: str | None = None
-        self._lock = threading.Lock()  # of everything above
-        self._send_lock = threading.Lock()  # a full pipe must not keep the watcher from its work
+        self._lock = threading.Lock()  # of everything above, and of the process and its connection
+        self._outbox: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._is_closing = False
         self._fault: Exception | None = None
         self._heard = time.monotonic()
@@ -113,17 +116,21 @@ class Readers:
     def __enter__(self) -> "Readers":
         self._start()
         self._watcher = threading.Thread(target=self._watch, name="reader-watch", daemon=True)
+        self._sender = threading.Thread(target=self._send_all, name="reader-send", daemon=True)
         self._watcher.start()
+        self._sender.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._lock:
+        with self._lock:  # no process is begun after this one
             self._is_closing = True
-        self._process.kill()
-        self._process.join()
+            self._process.kill()
         self._watcher.join()
+        self._process.join()
+        self._outbox.put(None)
+        self._sender.join()
         self._connection.close()
         for asked in self._asked.values():
             asked.answer.cancel()
@@ -131,8 +138,7 @@ class Readers:
     def forget(self, slide_id: str, path: Path) -> None:
         """Let go of a slide file's handles; nobody waits for that."""
         with self._lock:
-            connection = self._connection
-        self._send(connection, -1, Forget(slide_id=slide_id, path=path))
+            self._send(-1, Forget(slide_id=slide_id, path=path))
 
     def ask(self, request: Request) -> "Future[Answer]":
         """Send a request; the answer may be a `SlideError`, it is never raised."""
@@ -148,33 +154,39 @@ class Readers:
             if not self._asked:
                 self._heard = time.monotonic()
             self._asked[ticket] = asked
-            is_waiting = self._alone is not None and request.slide_id != self._alone
-            connection = self._connection
-        if not is_waiting:
-            self._send(connection, ticket, request)
+            if self._alone is None or request.slide_id == self._alone:
+                self._send(ticket, request)
         return asked.answer
 
-    def _send(self, connection: Connection, ticket: int, request: Request | Forget) -> None:
-        try:
-            with self._send_lock:
-                connection.send((ticket, request))
-        except OSError:
-            pass  # it died meanwhile; the watcher sends the request again
+    def _send(self, ticket: int, request: Request | Forget) -> None:
+        """Have a request sent to the present process; never waits."""
+        self._outbox.put(partial(self._connection.send, (ticket, request)))
+
+    def _send_all(self) -> None:
+        """Send until the end: a process that does not read its pipe holds up this thread alone, until it is killed."""
+        while (send := self._outbox.get()) is not None:
+            try:
+                send()
+            except OSError:
+                pass  # it died meanwhile; the watcher sends the request again
+            except Exception as error:  # noqa: BLE001 - raised again where answers are waited for
+                self._give_up(error)
 
     def _start(self) -> None:
         settings = self._settings
-        self._connection, theirs = self._context.Pipe()
-        self._process = self._context.Process(
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
             target=serve, args=(theirs, self._memory, settings.side_px, settings.n_threads), daemon=True
         )
         # Slurm sends TERM to every process of a job. The server that forks the readers must outlive it as they do.
         resource_tracker.ensure_running()  # its own start unblocks these signals, so it comes before they are blocked
         kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
         try:
-            self._process.start()
+            process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, kept)
         theirs.close()
+        self._process, self._connection = process, ours
         self._heard = time.monotonic()
 
     def _watch(self) -> None:
@@ -182,11 +194,15 @@ class Readers:
         try:
             self._watch_until_closed()
         except Exception as error:  # noqa: BLE001 - raised again where answers are waited for
-            with self._lock:
-                self._fault = error
-                for asked in self._asked.values():
-                    asked.answer.set_exception(error)
-                self._asked.clear()
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        with self._lock:
+            self._fault = self._fault or error
+            waiting = list(self._asked.values())
+            self._asked.clear()
+        for asked in waiting:
+            asked.answer.set_exception(error)
 
     def _watch_until_closed(self) -> None:
         """Receive answers; notice death and silence."""
@@ -199,7 +215,7 @@ class Readers:
             if not is_open or not self._process.is_alive():
                 self._receive()
                 self._process.join(1.0)
-                self._replace(_death(self._process.exitcode))
+                self._replace(death(self._process.exitcode))
             elif self._asked and time.monotonic() - self._heard > limit:
                 self._replace(f"did not answer for {limit:g} s")
 
@@ -216,32 +232,29 @@ class Readers:
         return True
 
     def _take(self, reply: Reply) -> None:
-        to_send: list[tuple[int, Request]] = []
         with self._lock:
             asked = self._asked.pop(reply.ticket)
             del self._deaths[asked.request.slide_id]  # it goes on: what killed the process was not what it always does
             if self._alone is not None and not self._open_of(self._alone):
-                to_send = self._next_suspect()
-            connection = self._connection
+                self._send_next_suspect()
         if reply.answer is not None:
             asked.answer.set_result(reply.answer)
-        for ticket, request in to_send:
-            self._send(connection, ticket, request)
 
     def _replace(self, reason: str) -> None:
         """Put a new process in the place of one that died or is stuck."""
         self._process.kill()
         self._process.join()
-        with self._send_lock:  # whoever was sending has its broken pipe by now
-            self._connection.close()
+        self._outbox.put(self._connection.close)  # after whatever is being sent: a descriptor must not be closed in use
         failed: list[tuple[_Asked, SlideError]] = []
         with self._lock:
+            if self._is_closing:
+                return
             open_slides = (
                 [self._alone] if self._alone else list(dict.fromkeys(a.request.slide_id for a in self._asked.values()))
             )
             self._deaths.update(open_slides)
             if len(open_slides) == 1 and self._deaths[open_slides[0]] >= DEATHS_ALLOWED:
-                error = _reader_error(open_slides[0], reason)
+                error = reader_error(open_slides[0], reason)
                 failed = [(self._asked.pop(ticket), error) for ticket in self._open_of(open_slides[0])]
             if self._alone is None:
                 self._suspects = deque(open_slides)
@@ -249,22 +262,22 @@ class Readers:
                 self._suspects.appendleft(self._alone)
             self.n_restarts += 1
             self._start()
-            to_send = self._next_suspect()
-            connection = self._connection
+            self._send_next_suspect()
         for asked, error in failed:
             asked.answer.set_result(error)
-        for ticket, request in to_send:
-            self._send(connection, ticket, request)
 
-    def _next_suspect(self) -> list[tuple[int, Request]]:
-        """The requests to send next: of one suspect alone, or of everybody when all are cleared."""
+    def _send_next_suspect(self) -> None:
+        """Send the requests of one suspect alone, or of everybody when all are cleared."""
         while self._suspects:
             self._alone = self._suspects.popleft()
             tickets = self._open_of(self._alone)
             if tickets:
-                return [(ticket, self._asked[ticket].request) for ticket in tickets]
-        self._alone = None
-        return [(ticket, asked.request) for ticket, asked in self._asked.items()]
+                break
+        else:
+            self._alone = None
+            tickets = list(self._asked)
+        for ticket in tickets:
+            self._send(ticket, self._asked[ticket].request)
 
     def _open_of(self, slide_id: str) -> list[int]:
         return [ticket for ticket, asked in self._asked.items() if asked.request.slide_id == slide_id]
@@ -276,23 +289,3 @@ def _context() -> ForkServerContext | SpawnContext:
     if START_METHOD == "forkserver":
         context.set_forkserver_preload(["feature_extraction.reader_process"])
     return context
-
-
-def _death(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
-        name = signal.Signals(-exit_code).name
-        return f"crashed the reader with {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    return f"ended the reader (exit code {exit_code})"
-
-
-def _reader_error(slide_id: str, reason: str) -> SlideError:
-    is_stall = reason.startswith("did not answer")
-    return SlideError(
-        slide_id=slide_id,
-        stage="tile",
-        cause=f"opened alone, it {reason}, twice",
-        remedy="check the storage it lies on (stall_seconds=… gives it longer)"
-        if is_stall
-        else "copy the slide again from its source, or leave it out",
-        code="E-timeout" if is_stall else "E-crash",
-    )

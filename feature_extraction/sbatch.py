@@ -124,6 +124,7 @@ def sbatch_text(
             *(f"  {shlex.quote(word)} \\" for word in words),
             '  worker="$((SLURM_ARRAY_TASK_ID % workers))" workers="$workers" &',
             "child=$!",
+            '[ -z "$why" ] || { sleep 1; tell; }  # a process that has just been forked may not hear it',
             "",
             _WAIT,
         ]
@@ -155,10 +156,14 @@ def _options(array: SlurmArray, workers: int, log_folder: Path, run_folder: Path
 
 _TRAPS = """\
 # USR1: the time limit is near. TERM: cancelled, or requeued from outside; Slurm signals the command as well, so it is
-# told again only if it is still there after a while.
+# told again only if it is still there after a while. What comes before its number is known is handed on afterwards.
 child= why=
-trap 'woken=yes; [ "$why" = TERM ] || why=USR1; kill -USR1 "$child"' USR1
-trap 'woken=yes; why=TERM; (sleep 10; kill -TERM "$child") 2>/dev/null &' TERM INT
+tell() {
+  [ -n "$child" ] || return
+  if [ "$why" = TERM ]; then (sleep 10; kill -TERM "$child") 2>/dev/null & else kill -USR1 "$child"; fi
+}
+trap 'woken=yes; [ "$why" = TERM ] || { why=USR1; tell; }' USR1
+trap 'woken=yes; why=TERM; tell' TERM INT
 """
 
 _WAIT = """\

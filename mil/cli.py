@@ -11,8 +11,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
+
+from mil.unfailing import unfailing_stderr
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -143,6 +146,11 @@ def _worst(codes: Sequence[int]) -> int:
 
 def _guarded(run: "Callable[[DictConfig], int]", config: "DictConfig") -> int:
     """Run a command; a message for people instead of a stack where the fault is in the input."""
+    with unfailing_stderr():
+        return _with_code(run, config)
+
+
+def _with_code(run: "Callable[[DictConfig], int]", config: "DictConfig") -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from feature_extraction.errors import PromptmilError
@@ -211,4 +219,5 @@ def _say(text: str) -> None:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    with suppress(OSError):  # as in unfailing_stderr
+        sys.stderr.write(text + "\n")

@@ -6,19 +6,22 @@ begins, is killed like any process, and its orphans come to the forker, where th
 
 import atexit
 import ctypes
+import faulthandler
 import importlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import bounded
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -27,6 +30,7 @@ from feature_extraction.store import FeatureFile
 
 PR_SET_CHILD_SUBREAPER = 36
 WAIT = 120.0
+STACKS = signal.SIGUSR2
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,9 @@ class Run:
 
     def wait(self, seconds: float = WAIT) -> Ended:
         code = self._forker.ask(do="wait", pid=self.pid, seconds=seconds)
-        assert code is not None, f"still running after {seconds} s: {self._said.read_text()[-500:]}"
+        if code is None:
+            self.end()
+        assert code is not None, f"still ran after {seconds} s, and said: {self._said.read_text()[-20_000:]}"
         report = self._said.with_suffix(".json")
         said = self._said.read_text()
         return Ended(code=int(str(code)), said=said, report=json.loads(report.read_text()) if report.exists() else None)
@@ -60,6 +66,14 @@ class Run:
         """SIGKILL to the run and its reader: a forked reader, unlike a real one, would not notice the run's death."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Let the run and its reader say where they stand, and kill them."""
+        for number in (signal.SIGCONT, STACKS):
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+        time.sleep(bounded.DUMP_S)
+        self.kill()
 
 
 class Forker:
@@ -74,13 +88,15 @@ class Forker:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._n_runs = 0
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        self._process = subprocess.Popen(
-            [*prefix, sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
+        self._scope = ExitStack()
+        self._process = self._scope.enter_context(
+            bounded.started(
+                [*prefix, sys.executable, __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+                start_new_session=True,  # so that nothing of it is left, whatever happens
+            )
         )
         self.pid = int(str(self.ask(do="ready")))
 
@@ -89,16 +105,20 @@ class Forker:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._process.stdout.close()
+        with self._scope:
+            self._process.stdin.close()
+            self._process.wait(30)
 
     def ask(self, **request: object) -> object:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
+        limit = float(str(request.get("seconds", 0))) + WAIT
+        is_there, _, _ = select.select([self._process.stdout], [], [], limit)
+        if not is_there:
+            bounded.ask_for_stacks(self._process.pid)
+        assert is_there, f"no answer to {request} within {limit:g} s"
         return json.loads(self._process.stdout.readline())
 
     def start(
@@ -173,9 +193,9 @@ class _Server:
                 return [int(word) for word in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
             case "mount":
                 words = ["mount", "-t", "tmpfs", "-o", str(request["options"]), "tmpfs", str(request["at"])]
-                return subprocess.call(words)
+                return subprocess.call(words, timeout=WAIT)
             case "unmount":
-                return subprocess.call(["umount", "-l", str(request["at"])])
+                return subprocess.call(["umount", "-l", str(request["at"])], timeout=WAIT)
         return os.getpid()
 
     def _start(self, request: Mapping[str, object]) -> int:
@@ -191,6 +211,8 @@ class _Server:
             os.dup2(said, descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.setpgid(0, 0)
+        faulthandler.enable(2)
+        faulthandler.register(STACKS, file=2, all_threads=True)
         code = _run(command, request)
         if request["whole"]:
             atexit._run_exitfuncs()  # what an interpreter does at its end, without taking itself to pieces
@@ -283,10 +305,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-def until(is_so: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.002)

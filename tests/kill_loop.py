@@ -4,6 +4,7 @@ Forked from a process that has imported everything, so that the kills fall into 
 Prints one JSON line: how many children were killed at work, and every change of a file after it was first whole.
 """
 
+import faulthandler
 import json
 import os
 import random
@@ -17,6 +18,8 @@ import torch
 from feature_extraction.errors import DamagedFileError
 from feature_extraction.store import FeatureFile
 
+LIMIT_S = 120.0
+
 
 def extract(words: list[str]) -> int:
     import feature_extraction.readers
@@ -26,9 +29,22 @@ def extract(words: list[str]) -> int:
     return mil.cli.main(["extract", *words])
 
 
+def ended(child: int) -> int:
+    """The status that a child ended with; one that does not end in time says where it stands, and all is over."""
+    end = time.monotonic() + LIMIT_S
+    while (found := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGABRT)
+            os.waitpid(child, 0)
+            raise TimeoutError(f"a run did not end within {LIMIT_S:g} s")
+        time.sleep(0.002)
+    return found[1]
+
+
 def start(words: list[str]) -> int:
     child = os.fork()
     if child == 0:
+        faulthandler.enable(os.dup(2))
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
@@ -53,7 +69,7 @@ def whole_files(out: Path) -> tuple[dict[str, tuple[int, int]], list[str]]:
 def seconds_of(words: list[str]) -> float:
     """How long an undisturbed child takes."""
     begin = time.monotonic()
-    os.waitpid(start(words), 0)
+    ended(start(words))
     return time.monotonic() - begin
 
 
@@ -94,12 +110,12 @@ def kill_until_done(
         child = start(words)
         time.sleep(generator.uniform(0.8 * shortest, longest))
         os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
+        status = ended(child)
         if os.WIFEXITED(status):
             break
         killed += 1
         seen = compare(folder, seen, report)
-    _, status = os.waitpid(start(words), 0)
+    status = ended(start(words))
     report["exit_codes"].append(os.waitstatus_to_exitcode(status))
     compare(folder, seen, report)
     return killed, len(seen)

@@ -18,12 +18,17 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
+import bounded
 import pytest
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue")
 PACKAGES = ("slurm-wlm", "munge")
+POLICY = Path("/usr/sbin/policy-rc.d")
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-START_SECONDS = 30
+START_SECONDS = 60
+CLIENT_SECONDS = 60
+INSTALL_SECONDS = 300
+APT = ("-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::http::Timeout=30", "-o", "Acquire::Retries=2")
 
 # Compared with a cluster: no accounting, processes found by their parents instead of cgroups, more cores than there
 # are, and a scheduler that looks every second.
@@ -70,7 +75,7 @@ class SlurmNode:
 
     def run(self, *words: str) -> str:
         """Run one of Slurm's commands (or any other) as a client; returns what it printed."""
-        done = subprocess.run(words, env=self.environment, capture_output=True, text=True, check=False)
+        done = bounded.run(words, env=self.environment, seconds=CLIENT_SECONDS)
         if done.returncode:
             raise NoSlurmError(f"{' '.join(words)}: {done.stderr.strip()}")
         return done.stdout.strip()
@@ -97,9 +102,26 @@ def install() -> None:
         raise NoSlurmError(f"{', '.join(missing)} not found, and only root can install {' '.join(PACKAGES)}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for words in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
-        done = subprocess.run(["apt-get", *words], env=environment, capture_output=True, text=True, check=False)
+        with no_daemons():
+            done = bounded.run(["apt-get", *APT, *words], env=environment, seconds=INSTALL_SECONDS)
         if done.returncode:
             raise NoSlurmError(f"apt-get {words[0]} failed: {done.stderr.strip()[-300:]}")
+
+
+@contextlib.contextmanager
+def no_daemons() -> Generator[None, None, None]:
+    """Installing a package must not start its daemon: ours is another, and one that hangs would hang apt with it."""
+    try:
+        descriptor = os.open(POLICY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755)
+    except FileExistsError:
+        yield  # the machine has a policy already
+        return
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write("#!/bin/sh\nexit 101\n")
+    try:
+        yield
+    finally:
+        POLICY.unlink()
 
 
 @contextlib.contextmanager
@@ -161,16 +183,14 @@ def daemon(node: SlurmNode, *words: str) -> Generator[None, None, None]:
     output = node.folder / f"{words[0]}.out"
     with (
         output.open("wb") as stream,
-        subprocess.Popen(words, env=node.environment, stdout=stream, stderr=subprocess.STDOUT) as process,
+        bounded.started(words, env=node.environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream) as process,
     ):
         try:
             yield
         finally:
             process.terminate()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)  # it is killed then
 
 
 def free_ports(n_ports: int) -> list[int]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+import bounded
 import pytest
 
 from feature_extraction import claims
@@ -42,20 +43,17 @@ PATIENT_S = 1.0
 @contextlib.contextmanager
 def another_owner(
     path: Path, *, locks: str = "locks", clock: str = "", period_s: float = BEAT_S
-) -> Generator[subprocess.Popen[str], None, None]:
+) -> Generator["subprocess.Popen[str]", None, None]:
     """A second process that holds the claim until its input ends."""
     path.parent.mkdir(exist_ok=True)
     words = [sys.executable, "-c", HOLD, str(path), locks, clock, str(period_s)]
     with (
         path.with_suffix(".said").open("w") as said,
-        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True) as p,
+        bounded.started(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said) as p,
     ):
         assert p.stdout is not None
         assert p.stdout.readline().strip() == "True"
-        try:
-            yield p
-        finally:
-            p.kill()
+        yield p
 
 
 @pytest.fixture
@@ -85,7 +83,7 @@ def test_a_claim_excludes_others_and_dies_with_its_owner(tmp_path: Path):
             assert not is_ours
         assert is_claimed(path)
         os.kill(owner.pid, signal.SIGKILL)
-        owner.wait()
+        owner.wait(30)
     assert not is_claimed(path)
     with claim(path) as is_ours:
         assert is_ours
@@ -112,12 +110,12 @@ def test_a_claim_given_back_is_free_while_a_forked_child_lives(tmp_path: Path):
         "print(child, flush=True); sys.stdin.read(); os.kill(child, 9)"
     )
     words = [sys.executable, "-c", code, str(path)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+    with bounded.started(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as parent:
         assert parent.stdout is not None
         assert int(parent.stdout.readline()) > 0
         with claim(path) as is_ours:
             assert is_ours
-        parent.communicate("")
+        parent.communicate("", timeout=30)
 
 
 def test_looking_makes_no_file_and_disturbs_nobody(tmp_path: Path):
@@ -130,11 +128,10 @@ def test_looking_makes_no_file_and_disturbs_nobody(tmp_path: Path):
         "while True: is_claimed(path); time.sleep(.001)"
     )
     words = [sys.executable, "-c", code, str(path)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as watcher:
+    with bounded.started(words, stdout=subprocess.PIPE) as watcher:
         assert watcher.stdout is not None
         watcher.stdout.readline()
         refused = sum(not try_claim(path, PATIENT_S) for _ in range(3000))
-        watcher.kill()
     assert refused == 0
 
 
@@ -179,7 +176,7 @@ def test_a_live_lease_is_never_taken_whatever_the_clocks_say(
                     os.utime(file, (0, 172800.0))
             time.sleep(0.1)
         assert owner.poll() is None
-        owner.communicate("")
+        owner.communicate("", timeout=30)
         assert owner.returncode == 0
     assert try_claim(path, PATIENT_S)  # it was given back, so nobody waits
 
@@ -189,7 +186,7 @@ def test_a_dead_lease_is_taken_after_three_periods_and_not_before(tmp_path: Path
     path, period_s = tmp_path / "S.lock", 0.2
     with another_owner(path, locks="no locks") as owner:
         os.kill(owner.pid, signal.SIGKILL)
-        owner.wait()
+        owner.wait(30)
     assert is_claimed(path)
     first_seen = time.monotonic()
     assert not try_claim(path, period_s)
@@ -221,7 +218,7 @@ def test_of_many_that_take_a_dead_lease_exactly_one_gets_it(tmp_path: Path):
         start, won = threading.Barrier(8), []
 
         def take(watch: LeaseWatch, start: threading.Barrier = start, folder: Path = folder, won: list = won) -> None:
-            start.wait()
+            start.wait(30)
             won.append(watch.take(folder, period_s=60.0))
 
         for watch in watches:  # 60 s for those who won: their beat must not matter here
@@ -231,8 +228,7 @@ def test_of_many_that_take_a_dead_lease_exactly_one_gets_it(tmp_path: Path):
         threads = [threading.Thread(target=take, args=(watch,)) for watch in watches]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        bounded.join(*threads)
         leases = [lease for lease in won if lease is not None]
         assert len(leases) == 1
         assert leases[0].is_held()
@@ -266,7 +262,7 @@ def test_an_owner_that_stood_still_finds_out_and_says_so(tmp_path: Path):
         said = path.with_suffix(".said")
         wait_until(lambda: "another took its work over" in said.read_text())
         assert said.read_text().startswith("this file system has no locks")
-        owner.communicate("")
+        owner.communicate("", timeout=30)
 
 
 @pytest.mark.usefixtures("no_locks")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import bounded
 import pytest
 
 from feature_extraction.counters import (
@@ -206,7 +207,7 @@ def test_a_reader_that_waits_is_told_from_one_that_computes(work: Callable[[], N
 
     thread = threading.Thread(target=read)
     thread.start()
-    thread.join()
+    bounded.join(thread)
     found = counters.as_record()
     assert found["wall_s"] >= found["reading_s"] >= 0.1 - 1e-3
     assert (found["reading_cpu_s"] >= 0.1 - 1e-3) == is_computing
@@ -238,8 +239,7 @@ def test_no_count_is_lost_between_threads():
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    bounded.join(*threads)
     found = counters.as_record()
     assert (found["n_tiles"], found["reading_s"], found["reading_cpu_s"]) == (48_000, 8000.0, 4000.0)
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import bounded
 import numpy as np
 import pytest
 from deadly import AbortingPath, DeadlyPath, StuckPath
@@ -141,7 +142,7 @@ def killing(extraction: OneExtraction, generator: random.Random) -> Iterator[lis
         yield killed
     finally:
         over.set()
-        killer.join()
+        bounded.join(killer)
 
 
 def impatient(**arguments: object) -> Callable[[], object]:
@@ -228,8 +229,8 @@ def test_threads_that_want_one_jpeg_tile_all_retry_what_one_of_them_could_not_re
         assert begun.wait(30)
         other = threads.submit(reader.read, source, (64, 0))
         second.set()
-        assert np.array_equal(first.result(), tissue_of(path, 0))
-        assert np.array_equal(other.result(), tissue_of(path, 64))
+        assert np.array_equal(first.result(60), tissue_of(path, 0))
+        assert np.array_equal(other.result(60), tissue_of(path, 64))
 
 
 def tissue_of(path: Path, x: int) -> np.ndarray:

@@ -1,10 +1,10 @@
 """Extraction on real files: kills, bad slides and changed configurations cost what they must and no more."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import bounded
 import h5py
 import numpy as np
 import pandas as pd
@@ -45,7 +45,7 @@ def test_a_hundred_kills_change_nothing(tmp_path: Path, mix_slides: str):
     assert main(["extract", *options, f"out={tmp_path / 'calm'}"]) == 0
     script = Path(__file__).parent / "kill_loop.py"
     arguments = [str(tmp_path / "killed"), str(KILLS), "7", *options]
-    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=True)
+    done = bounded.run([sys.executable, str(script), *arguments], check=True)
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["killed"] == KILLS
     assert set(report["exit_codes"]) == {0}

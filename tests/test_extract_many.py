@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bounded
 import numpy as np
 import pandas as pd
 import pytest
@@ -106,7 +107,7 @@ def test_two_encoders_of_one_name_are_refused(tmp_path: Path, slides: Path, caps
 def test_a_list_of_devices_is_one_process_each(tmp_path: Path, slides: Path):
     """Through the real command line: each process runs the very words that were typed."""
     words = ["extract", f"slides={slides}", f"out={tmp_path / 'out'}", "device=[cpu,cpu]", "batch_size=8"]
-    done = subprocess.run([sys.executable, "-P", "-m", "mil", *words], capture_output=True, text=True, check=False)
+    done = bounded.run([sys.executable, "-P", "-m", "mil", *words])
     assert done.returncode == 0, done.stderr
     assert len(files_of(tmp_path / "out")) == 3
     assert set(pd.read_csv(tmp_path / "out" / "status.csv")["status"]) == {"done"}
@@ -118,16 +119,18 @@ def test_a_claimed_slide_is_left_to_its_owner_or_waited_for(tmp_path: Path, slid
     assert main(words) == 0
     (folder,) = {path.parent for path in (tmp_path / "out").glob("*/*.h5")}
     (folder / "S1.h5").unlink()
-    with claim(folder / ".work" / "locks" / "S1.lock") as is_ours:
-        assert is_ours
+    with contextlib.ExitStack() as until_then, contextlib.ExitStack() as owner:
+        assert owner.enter_context(claim(folder / ".work" / "locks" / "S1.lock"))
         assert main([*words, "wait=false"]) == 0
         summary = json.loads((tmp_path / "out" / "summary.json").read_text())
         assert (summary["done"], summary["elsewhere"], summary["failed"]) == (2, 1, 0)
-        waiting = subprocess.Popen([sys.executable, "-P", "-m", "mil", *words], stderr=subprocess.PIPE, text=True)
+        command = [sys.executable, "-P", "-m", "mil", *words]
+        waiting = until_then.enter_context(bounded.started(command, stderr=subprocess.PIPE))
         with contextlib.suppress(subprocess.TimeoutExpired):
             waiting.wait(timeout=8)  # it does not end while the owner lives
         assert waiting.poll() is None
-    _, errors = waiting.communicate(timeout=60)
+        owner.close()
+        _, errors = waiting.communicate(timeout=60)
     assert waiting.returncode == 0, errors
     assert (folder / "S1.h5").is_file()
 

@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import bounded
 import pytest
-from forked import Forker, Run, check_files, rows_of, until
+from bounded import session_of, until
+from forked import Forker, Run, check_files, rows_of
 from pyramids import tissue_pixels, write_slide
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("extract_signals")]
@@ -118,21 +120,9 @@ def test_the_reader_ends_with_its_run(slides: Path, tmp_path: Path, number: int)
     """As users start it: the reader is forked from a server that has imported everything."""
     words = ["extract", *(f"{key}={value}" for key, value in options_of(slides, tmp_path / "out").items())]
     command = [sys.executable, "-c", "import sys; from mil.cli import main; sys.exit(main(sys.argv[1:]))", *words]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+    with bounded.started(command, stderr=subprocess.DEVNULL, start_new_session=True) as process:
         until(lambda: len(list((tmp_path / "out").glob("*/.work/journal/*.rows"))) > 0, 60)
-        assert len(processes_of(process.pid)) >= 3  # the run, the server, the reader
+        assert len(session_of(process.pid)) >= 3  # the run, the server, the reader
         process.send_signal(number)
         process.wait(20)
-    until(lambda: processes_of(process.pid) == [], 10)
-
-
-def processes_of(session: int) -> list[int]:
-    found: list[int] = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            found += [int(folder.name)] if int(fields[3]) == session and fields[0] != "Z" else []
-    return found
+        until(lambda: session_of(process.pid) == [], 10)

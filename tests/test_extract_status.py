@@ -4,9 +4,9 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import bounded
 import numpy as np
 import pytest
 from pyramids import tissue_pixels, write_slide
@@ -123,10 +123,9 @@ def test_a_real_extraction_is_followed_to_its_end(tmp_path: Path):
     table = read_slide_table(tmp_path / "slides")
     words = [f"slides={tmp_path / 'slides'}", f"out={tmp_path / 'out'}", "batch_size=8", "threads=1"]
     seen = []
-    with subprocess.Popen([sys.executable, "-P", "-m", "mil", "extract", *words], stderr=subprocess.DEVNULL) as worker:
-        while worker.poll() is None:
-            seen += take_stock(tmp_path / "out", table)
-            time.sleep(0.01)
+    command = [sys.executable, "-P", "-m", "mil", "extract", *words]
+    with bounded.started(command, stderr=subprocess.DEVNULL) as worker:
+        bounded.until(lambda: seen.extend(take_stock(tmp_path / "out", table)) or worker.poll() is not None, 120, 0.01)
     assert worker.returncode == 3
     for stock in seen:
         assert stock.not_started is not None

@@ -1,10 +1,10 @@
 """Publishing: the old file or the new one, and no other question decides what is done."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import bounded
 import pytest
 
 from feature_extraction.errors import DamagedFileError
@@ -34,9 +34,7 @@ def test_publish_replaces_whole_files(tmp_path: Path):
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path):
     """A file-size limit stands in for a full disk: the kernel refuses the write in the middle."""
     publish(tmp_path / "f", b"old")
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path / "f")], capture_output=True, text=True, check=True
-    )
+    done = bounded.run([sys.executable, "-c", FULL_DISK, str(tmp_path / "f")], check=True)
     assert done.stdout.startswith("OSError")
     assert (tmp_path / "f").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]

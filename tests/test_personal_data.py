@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import bounded
 import h5py
 import numpy as np
 import openslide
@@ -257,15 +258,14 @@ def test_workers_that_start_at_once_agree(tmp_path: Path):
     barrier = threading.Barrier(8)
 
     def work() -> None:
-        barrier.wait()
+        barrier.wait(60)
         table = pseudonymise(table_of(*ids), path, out=tmp_path / "out")
         found.append([record.slide_id for record in table.records])
 
     workers = [threading.Thread(target=work) for _ in range(8)]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
+    bounded.join(*workers, seconds=180)
     assert len(found) == 8
     assert all(names == found[0] for names in found)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import bounded
 import numpy as np
 import pytest
 from pyramids import tissue_pixels, write_slide
@@ -215,7 +216,7 @@ def test_robbed_of_a_node_and_of_its_encoder_and_stopped_it_leaves_what_one_mach
 def test_without_a_cluster_it_says_so_at_once_and_starts_nothing(slides: Path, tmp_path: Path):
     words = ["cluster=ray", "cluster.address=127.0.0.1:1", f"slides={slides}", f"out={tmp_path / 'out'}"]
     command = [sys.executable, "-m", "mil", "extract", "submit", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = bounded.run(command, seconds=60)
     assert done.returncode == 2
     assert "no Ray cluster answers there" in done.stderr
     assert "Connection refused" in done.stderr

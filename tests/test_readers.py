@@ -1,5 +1,6 @@
 """The reader process may crash, stall or be killed: only the slide that does it twice is lost."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -110,13 +111,54 @@ def test_a_stopped_reader_is_replaced_even_when_its_pipe_is_full(slide: Path):
     with Readers(IMPATIENT) as readers:
         good(readers.ask(tiles_of(slide, "warm")))
         os.kill(readers._process.pid, signal.SIGSTOP)
-        answers: list[Future[Answer]] = []
-        asking = threading.Thread(target=lambda: answers.extend(readers.ask(tiles_of(slide, "S")) for _ in range(400)))
-        asking.start()  # blocks on the full pipe until the watcher has killed the process
-        asking.join(WAIT)
-        assert not asking.is_alive()
+        answers = [readers.ask(tiles_of(slide, "S")) for _ in range(400)]  # far more than the pipe holds
         assert all(good(answer) for answer in answers)
         assert readers.n_restarts == 1
+
+
+def test_a_new_reader_that_does_not_read_its_pipe_either_is_replaced(slide: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is asked again must not hold up the thread that notices it."""
+    with Readers(IMPATIENT) as readers:
+        good(readers.ask(tiles_of(slide, "warm")))
+        start, n_starts = readers._start, itertools.count()
+
+        def start_and_stop() -> None:
+            start()
+            if next(n_starts) == 0:
+                os.kill(readers._process.pid, signal.SIGSTOP)
+
+        monkeypatch.setattr(readers, "_start", start_and_stop)
+        os.kill(readers._process.pid, signal.SIGSTOP)
+        answers = [readers.ask(tiles_of(slide, "S")) for _ in range(400)]
+        assert {code(answer) for answer in answers} == {"E-timeout"}
+        assert good(readers.ask(tiles_of(slide, "later")))
+        assert readers.n_restarts == 2
+
+
+@pytest.mark.parametrize("pause_ms", [0, 1, 2, 3, 5, 8])
+def test_leaving_while_a_dead_reader_is_replaced_ends(slide: Path, pause_ms: int):
+    for _ in range(5):
+        with Readers(SETTINGS) as readers:
+            readers.ask(tiles_of(slide, "S"))
+            os.kill(readers._process.pid, signal.SIGKILL)
+            time.sleep(pause_ms / 1000)
+        assert not readers._process.is_alive()
+
+
+def test_leaving_between_a_death_and_a_new_reader_waits_for_none(slide: Path, monkeypatch: pytest.MonkeyPatch):
+    with Readers(SETTINGS) as readers:
+        begun, may_start, start = threading.Event(), threading.Event(), readers._start
+
+        def start_late() -> None:
+            begun.set()
+            assert may_start.wait(WAIT)
+            start()
+
+        monkeypatch.setattr(readers, "_start", start_late)
+        os.kill(readers._process.pid, signal.SIGKILL)
+        assert begun.wait(WAIT)
+        threading.Timer(0.1, may_start.set).start()  # the block is being left by then
+    assert not readers._process.is_alive()
 
 
 def test_a_reader_that_somebody_kills_is_replaced(slide: Path):

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import bounded
 import numpy as np
 import pytest
 import torch
@@ -275,4 +275,4 @@ def test_everything_is_kept_where_tissue_is_not_looked_for(tmp_path: Path):
 
 def test_finding_tissue_loads_no_torch():
     code = "import sys, feature_extraction.tissue, feature_extraction.segment; print('torch' in sys.modules)"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+    assert bounded.run([sys.executable, "-c", code], check=True).stdout.strip() == "False"

@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import bounded
 import numpy as np
 import pytest
 import torch
@@ -117,10 +117,8 @@ def test_a_million_tiles_take_bounded_memory(tmp_path: Path):
     """Journal, feature file and its reading, in a process of its own whose peak the system knows."""
     program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import million; million.main()"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    done = bounded.run(
         [sys.executable, "-c", program, str(tmp_path), str(N_MANY), str(WIDTH)],
-        capture_output=True,
-        text=True,
         check=True,
         env=environment,
     )

@@ -6,7 +6,6 @@ import os
 import queue
 import resource
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import bounded
 import pytest
 from pyramids import tissue_pixels, write_slide
 
@@ -57,10 +57,10 @@ def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = shutil.which("mount")
     command = [str(mount), "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(folder)]
-    if mount is None or subprocess.run(command, check=False, capture_output=True).returncode:
+    if mount is None or bounded.run(command).returncode:
         pytest.skip("a tmpfs cannot be mounted here (needs root)")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    bounded.run(["umount", folder], check=True)
 
 
 def record_of(folder: Path, slide_id: str, n_bytes: int) -> SlideRecord:
@@ -117,7 +117,7 @@ def in_thread(work: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        thread.join(30)
+        bounded.join(thread, seconds=30)
 
 
 def test_bytes_stay_within_the_bound_at_all_times(source: Path, stage: Path, monkeypatch: pytest.MonkeyPatch):
@@ -201,18 +201,12 @@ def test_what_a_killed_run_left_is_removed_and_what_is_foreign_survives(source: 
     (stage / "promptmil-paper" / "draft.tex").write_text("mine too")
     (stage / "promptmil-link").symlink_to(source)
     foreign = set(stage.iterdir())
-    run = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(stage), str(record.path)], stdout=subprocess.PIPE, text=True
-    )
-    assert run.stdout is not None
-    copy = Path(run.stdout.readline().strip())
-    try:
+    command = [sys.executable, "-c", HOLD, str(stage), str(record.path)]
+    with bounded.started(command, stdout=subprocess.PIPE) as run:  # killed at the end
+        assert run.stdout is not None
+        copy = Path(run.stdout.readline().strip())
         with Stager(stage, 10**9):
             assert copy.is_file()  # its owner lives
-    finally:
-        os.kill(run.pid, signal.SIGKILL)
-        run.wait()
-        run.stdout.close()
     assert copy.is_file()
     with Stager(stage, 10**9):
         assert not copy.parent.parent.exists()

@@ -4,11 +4,12 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
+import bounded
 import pytest
 from pyramids import tissue_pixels, write_slide
 
@@ -81,7 +82,7 @@ def test_the_file_asks_for_what_was_configured_and_for_nothing_else(tmp_path: Pa
 def test_the_task_gets_every_word_as_it_was_typed(tmp_path: Path):
     path = written(tmp_path, SHOW, list(CALM), setup=["export OMP_NUM_THREADS=3"])
     environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "6", "SLURM_CPUS_PER_TASK": "2"}
-    done = subprocess.run(["bash", str(path)], env=environment, capture_output=True, text=True, check=True)
+    done = bounded.run(["bash", str(path)], env=environment, check=True)
     words = json.loads(done.stdout.splitlines()[0])
     assert words == ["threads=3", *CALM, "worker=2", "workers=4"]  # a task beyond the four begins like the third
     assert done.stdout.splitlines()[1:] == ["task 6 ended with code 0"]
@@ -119,7 +120,7 @@ def test_a_task_is_requeued_when_its_time_was_up_and_not_otherwise(
     environment = noting_requeues(tmp_path)
     environment |= {} if restarts is None else {"SLURM_RESTART_COUNT": str(restarts)}
     words = ["bash", str(written(tmp_path, program))]
-    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as task:
+    with bounded.started(words, env=environment, stdout=PIPE, stderr=PIPE, start_new_session=True) as task:
         if number is not None:
             assert task.stdout is not None
             assert task.stdout.readline() == "ready\n"
@@ -131,12 +132,27 @@ def test_a_task_is_requeued_when_its_time_was_up_and_not_otherwise(
     assert (called.read_text() if called.is_file() else "") == ("requeue 17_2\n" if is_requeued else "")
 
 
+@pytest.mark.parametrize(("name", "code", "is_requeued"), [("USR1", 4, True), ("TERM", 4, False)])
+def test_a_signal_that_comes_before_the_command_has_its_number_is_handed_on(
+    tmp_path: Path, name: str, code: int, is_requeued: bool
+):
+    """Where the machine is busy the command may be at work before the shell goes on."""
+    at_that_moment = f"""trap '[ "$BASH_COMMAND" != "child=\\$!" ] || kill -{name} $$' DEBUG"""
+    quick = "sleep() { command sleep 0.5; }"  # also instead of the ten seconds before TERM is sent again
+    does = "trap 'exit 4' USR1 TERM; while true; do sleep .05; done"
+    path = written(tmp_path, ["bash", "-c", does, "child"], setup=[at_that_moment, quick])
+    done = bounded.run(["bash", str(path)], env=noting_requeues(tmp_path), seconds=30)
+    assert done.returncode == code, done.stderr
+    assert "task 2 ended with code 4" in done.stdout
+    assert (tmp_path / "called").is_file() == is_requeued
+
+
 def test_a_cancelled_task_waits_for_its_command_and_is_not_requeued(tmp_path: Path):
     """Slurm signals the shell and the command; a time limit that is near at the same moment changes nothing."""
     child_does = "trap '' USR1; trap 'sleep .5; exit 4' TERM; echo $$; while true; do sleep .05; done"
     words = ["bash", str(written(tmp_path, ["bash", "-c", child_does, "child"]))]
     environment = noting_requeues(tmp_path)
-    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as task:
+    with bounded.started(words, env=environment, stdout=PIPE, stderr=PIPE, start_new_session=True) as task:
         assert task.stdout is not None
         child = int(task.stdout.readline())
         begin = time.monotonic()
@@ -161,7 +177,7 @@ def test_a_dry_run_writes_and_prints_one_file(slides: Path, tmp_path: Path, caps
     assert "3 slides, 3 tasks" in shown.err  # no more tasks than slides
     assert f"sbatch {path}" in shown.err
     assert [file for file in out.rglob("*") if file.is_file()] == [path]
-    assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
+    assert bounded.run(["bash", "-n", str(path)]).returncode == 0
     body = shown.out[shown.out.index(f"{sys.executable} -P -m mil extract threads=") :]
     for word in (f"slides={slides}", f"out={out}", "batch_size=8", "cluster=local", "wait=false"):
         assert word in shlex.split(body)
@@ -172,7 +188,7 @@ def test_a_dry_run_writes_and_prints_one_file(slides: Path, tmp_path: Path, caps
 def test_submitting_loads_no_torch(slides: Path, tmp_path: Path):
     line = ["extract", "submit", f"slides={slides}", f"out={tmp_path / 'out'}", "cluster=slurm", "cluster.dry_run=true"]
     code = f"import sys; from mil.cli import main; code = main({line!r}); sys.exit(code or ('torch' in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = bounded.run([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
 
 
@@ -184,7 +200,7 @@ def test_the_task_itself_does_what_extract_does(slides: Path, tmp_path: Path):
     assert main(line) == 0
     path = tmp_path / "out" / "submit" / "extract.sbatch"
     environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "1"}
-    done = subprocess.run(["bash", str(path)], env=environment, capture_output=True, text=True, check=False)
+    done = bounded.run(["bash", str(path)], env=environment)
     assert done.returncode == 0, done.stderr
     assert sorted(FeatureFile(file).header.slide_id for file in (tmp_path / "out").glob("*/*.h5")) == ["S0", "S1", "S2"]
 

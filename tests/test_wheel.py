@@ -1,20 +1,20 @@
 """What is installed elsewhere: configuration, weights and templates travel in the wheel, and the console finds them."""
 
 import os
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+import bounded
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_the_wheel_works_away_from_the_checkout(tmp_path: Path):
-    subprocess.run(
+    bounded.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
         cwd=ROOT,
         check=True,
-        capture_output=True,
     )
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
@@ -31,22 +31,17 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path: Path):
     (tmp_path / "elsewhere").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(site)}
     for words in (["prompts", "prompts=demo", "out=bank"], ["train", "--cfg", "job"], ["doctor", "out=."]):
-        done = subprocess.run(
+        done = bounded.run(
             [sys.executable, "-c", code, *words],
             cwd=tmp_path / "elsewhere",
             env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
         )
         assert done.returncode == 0, done.stderr
     assert list((tmp_path / "elsewhere" / "bank").glob("demo-demo-*.safetensors"))
-    shown = subprocess.run(
+    shown = bounded.run(
         [sys.executable, "-c", "import mil; print(mil.__file__)"],
         cwd=tmp_path / "elsewhere",
         env=environment,
-        capture_output=True,
-        text=True,
         check=True,
     )
     assert str(site) in shown.stdout

@@ -19,6 +19,7 @@ from feature_extraction.commands.stop import StopOnSignal
 from feature_extraction.counters import Counters, Eta, progress_line
 from feature_extraction.encoder import EncoderSource
 from feature_extraction.extract import Extractor, Listener
+from feature_extraction.files import require_writable
 from feature_extraction.grid import Tiling
 from feature_extraction.links import require_no_way_out
 from feature_extraction.pseudonyms import pseudonymise, redact
@@ -33,6 +34,7 @@ STOPPED, PARTLY_FAILED = 4, 3
 
 def run(config: DictConfig) -> int:
     """Extract every slide that is not done yet; returns the exit code."""
+    require_writable(Path(config.out), "out")
     devices = settings.local_devices(config)
     if len(devices) > 1:
         return run_side_by_side(config, devices)

@@ -37,9 +37,7 @@ def encoder_source(config: DictConfig) -> EncoderSource:
     source = construct(plain(config.encoder), kind=EncoderSource, packages=ENCODER_PACKAGES)
     if config.licence_profile != "any":
         spec = source.spec
-        require_profile(
-            config.licence_profile, encoder=spec.name, licence=spec.licence, ancestry=spec.licence_ancestry
-        )
+        require_profile(config.licence_profile, encoder=spec.name, licence=spec.licence, ancestry=spec.licence_ancestry)
     return source
 
 
