@@ -27,6 +27,14 @@ def test_the_two_commands_are_targets_of_the_makefile():
         assert {"demo": "promptmil demo", "test": "pytest"}[target] in shown
 
 
+@pytest.mark.xdist_group("whole")
+def test_tests_of_a_group_stay_on_one_worker(request: pytest.FixtureRequest, worker_id: str):
+    """What they share, such as a cluster, would otherwise be there once a worker."""
+    if worker_id == "master":
+        pytest.skip("one process runs all tests")
+    assert request.node.nodeid.endswith("@whole"), "this pytest-xdist does not group with this pytest"
+
+
 def test_ci_runs_the_test_command():
     script = (ROOT / ".ci" / "run").read_text()
     assert re.search(r"^timeout .* make test\b", script, flags=re.MULTILINE)
