@@ -10,7 +10,8 @@ class FeatureHeader:
 
     Attributes:
         slide_id: The slide.
-        slide_fingerprint: Of the slide file the tiles were read from.
+        slide_fingerprint: Of the slide file the tiles were read from; empty when another tool read them and the slide
+            was not at hand.
         encoder: Name of the encoder.
         encoder_fingerprint: SHA-256 of its weight tensors.
         extraction_fingerprint: SHA-256 of everything that determines the rows but the slide.
@@ -27,9 +28,9 @@ class FeatureHeader:
         tile_size_px: Side of a tile in its own pixels.
         tile_size_lv0: JSON [width, height] of a tile in level-0 pixels.
         step_lv0: JSON [x, y] from one tile to the next in level-0 pixels.
-        read_level: Pyramid level the tiles were read from.
-        level0_width: Level-0 pixels.
-        level0_height: Level-0 pixels.
+        read_level: Pyramid level the tiles were read from, -1 when another tool did not say.
+        level0_width: Level-0 pixels, 0 when another tool did not say.
+        level0_height: Level-0 pixels, 0 when another tool did not say.
         bounds_lv0: JSON [x, y, width, height] of the scanned area.
         objective_power: As the slide says, 0 when it does not.
         transform: JSON, how a tile became the network's input.
@@ -38,6 +39,8 @@ class FeatureHeader:
         reader: What decoded the pixels.
         created_with: Program and version.
         slide_sha256: Over every byte of the slide's files, empty when it was not computed.
+        fingerprint_source: How the encoder is known: ``computed`` (we embedded), ``verified`` (another tool did, and
+            some tiles embedded again agree) or ``declared`` (the user says so).
     """
 
     slide_id: str
@@ -69,6 +72,7 @@ class FeatureHeader:
     reader: str
     created_with: str
     slide_sha256: str = ""
+    fingerprint_source: str = "computed"
 
     def size_lv0(self) -> tuple[float, float]:
         """Width and height of a tile in level-0 pixels."""

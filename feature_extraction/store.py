@@ -66,11 +66,12 @@ def _fill(file: h5py.File, header: FeatureHeader, rows: FeatureRows) -> list[h5p
         suffix = "" if space == primary else f"_{space}"
         dataset = file.create_dataset(f"features{suffix}", data=values)
         dataset.attrs.update({"name": f"features{suffix}", "savetodir": "", "encoder": header.encoder})
-        dataset.attrs.update({"space": space, "normalized": space == "joint"})
+        is_unit = header.normalized if space == primary else space == "joint"
+        dataset.attrs.update({"space": space, "normalized": is_unit})
         file.create_dataset(f"checksums{suffix}", data=checksums(values, rows.coords_lv0))
         written.append(dataset)
     coords = file.create_dataset("coords", data=rows.coords_lv0)
-    coords.attrs.update(_reader_attributes(header))
+    coords.attrs.update(reader_attributes(header))
     file.create_dataset("tissue_fraction", data=rows.tissue_fraction)
     if len(rows.failed_coords_lv0):
         file.create_dataset("failed_coords", data=rows.failed_coords_lv0)
@@ -83,7 +84,7 @@ def _fill(file: h5py.File, header: FeatureHeader, rows: FeatureRows) -> list[h5p
     return written
 
 
-def _reader_attributes(header: FeatureHeader) -> dict[str, object]:
+def reader_attributes(header: FeatureHeader) -> dict[str, object]:
     """The nine attributes that TRIDENT's reader of coordinates expects; the truth is in the mpp attributes."""
     width, _ = header.size_lv0()
     step, _ = header.tile_step_lv0()

@@ -28,6 +28,7 @@ COMMANDS = {
         "feature_extraction.commands.verify",
         "feature files read wholly: invalid, missing, orphaned, duplicate",
     ),
+    "convert": ("feature_extraction.commands.convert", "other tools' feature folders -> ours, and back"),
     "prompts": ("feature_extraction.commands.prompts", "prompt set -> text bank"),
     "zeroshot": ("mil.commands.zeroshot", "feature files + text bank -> predictions without training"),
     "split": ("mil.commands.split", "labels -> patient-disjoint folds"),
