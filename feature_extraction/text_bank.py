@@ -13,6 +13,7 @@ from safetensors.numpy import save
 from feature_extraction.encoder import Encoder
 from feature_extraction.errors import DamagedFileError, InputError, MismatchError
 from feature_extraction.files import address, as_record, publish
+from feature_extraction.prompt_lint import refusals
 from feature_extraction.prompts import PromptRow, PromptSet
 
 
@@ -79,22 +80,21 @@ def build_bank(prompt_set: PromptSet, encoder: Encoder) -> TextBank:
 
     Raises:
         MismatchError: The encoder has no text tower.
-        InputError: A sentence is longer than the text tower's context, and would be cut in silence.
+        InputError: The linter finds errors in the set, such as a sentence that the text tower would cut; all at once.
     """
-    rows = tuple(prompt_set.rows())
-    texts = [row.text for row in rows]
     if not encoder.spec.has_text:
         raise MismatchError(f"encoder {encoder.spec.name} has no text tower; choose one that has, to use prompts")
-    limit = encoder.spec.context_length
-    lengths = encoder.count_tokens(texts)
-    too_long = [text for text, length in zip(texts, lengths, strict=True) if limit is not None and length > limit]
-    if too_long:
+    errors = refusals(prompt_set, encoder)
+    if errors:
+        listed = "\n  ".join(str(defect) for defect in errors)
         raise InputError(
-            f"prompts: longer than the {limit} tokens that {encoder.spec.name} reads: " + " | ".join(too_long)
+            f"prompts={prompt_set.name}: no bank is made of a set with errors "
+            f"(`promptmil prompts lint` lists warnings too):\n  {listed}"
         )
+    rows = tuple(prompt_set.rows())
     return TextBank(
         rows=rows,
-        embeddings=encoder.embed_texts(texts).numpy(),
+        embeddings=encoder.embed_texts([row.text for row in rows]).numpy(),
         logit_scale=encoder.logit_scale,
         logit_bias=encoder.logit_bias,
         prompt_set=prompt_set.name,
@@ -177,6 +177,26 @@ def require_match(bank: TextBank, *, encoder: str, encoder_fingerprint: str, spa
         )
     if space != "joint":
         raise MismatchError(
-            f"the features are in the {space} space of {encoder}, text is in the joint space; "
-            "extract with space=joint to use text"
+            f"the features are in the {space} space of {encoder} ({encoder_fingerprint[:8]}), the text bank is in the "
+            f"joint space ({bank.encoder_fingerprint[:8]}); extract with space=joint, or convert with project=true, "
+            "to use text"
+        )
+
+
+def require_same_prompts(bank: TextBank, *, prompt_set: str, prompt_set_sha256: str) -> None:
+    """Refuse a bank of other words than something was made with.
+
+    Args:
+        bank: The words at hand.
+        prompt_set: Name of the set that something was made with.
+        prompt_set_sha256: Its content's address; equal names are no proof.
+
+    Raises:
+        MismatchError: Other words.
+    """
+    if bank.prompt_set_sha256 != prompt_set_sha256:
+        raise MismatchError(
+            f"the text bank is of the prompt set {bank.prompt_set} ({bank.prompt_set_sha256[:8]}), this was made with "
+            f"{prompt_set} ({prompt_set_sha256[:8]}): their classes and concepts are not the same vectors; "
+            "use the bank it was made with"
         )

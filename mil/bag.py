@@ -130,10 +130,11 @@ def require_space(space: str, folder: FeatureFolder) -> None:
         MismatchError: They are in others only.
     """
     if space not in folder.spaces:
+        also = ", or convert with project=true" if space == "joint" else ""
         name, weights = folder.header.encoder, folder.header.encoder_fingerprint[:8]
         raise MismatchError(
             f"features={folder.path}: asked for the {space} space of {name} ({weights}), these are in its "
-            f"{', '.join(folder.spaces)} space ({weights}); extract with space={space}"
+            f"{', '.join(folder.spaces)} space ({weights}); extract with space={space}{also}"
         )
 
 

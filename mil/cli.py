@@ -30,6 +30,7 @@ COMMANDS = {
     ),
     "convert": ("feature_extraction.commands.convert", "other tools' feature folders -> ours, and back"),
     "prompts": ("feature_extraction.commands.prompts", "prompt set -> text bank"),
+    "preflight": ("mil.commands.preflight", "will text help here: what it is worth on train and val patients"),
     "zeroshot": ("mil.commands.zeroshot", "feature files + text bank -> predictions without training"),
     "split": ("mil.commands.split", "labels -> patient-disjoint folds"),
     "train": ("mil.commands.train", "features + bank + split -> run folder; -m sweeps"),
@@ -44,6 +45,21 @@ ACTIONS = {  # a second word, and the configuration it is composed from
         "on a cluster: cluster=slurm (job array) or cluster=ray (actors)",
     ),
     "extract status": ("feature_extraction.commands.status", "extract_status", "how far the extraction into out is"),
+    "prompts lint": (
+        "feature_extraction.commands.prompts_lint",
+        "prompts_lint",
+        "every defect of a prompt set",
+    ),
+    "prompts import": (
+        "feature_extraction.commands.prompts_import",
+        "prompts_import",
+        "prompts in another project's layout -> a prompt set to review",
+    ),
+    "prompts draft": (
+        "feature_extraction.commands.prompts_draft",
+        "prompts_draft",
+        "a language model writes a prompt set to review",
+    ),
 }
 BUG, BAD_INPUT, PARTLY_FAILED, STOPPED = 1, 2, 3, 4
 PROMPTS_KEY = "prompts="

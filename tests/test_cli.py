@@ -1,9 +1,9 @@
 """The console: help without torch, exit codes, messages that say what to do."""
 
-import subprocess
 import sys
 from pathlib import Path
 
+import bounded
 import pytest
 
 from mil.cli import ACTIONS, COMMANDS, main
@@ -33,7 +33,7 @@ def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]):
 )
 def test_help_and_configuration_load_no_torch(words: list[str]):
     code = f"import sys; from mil.cli import main; code = main({words!r}); sys.exit(code or ('torch' in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = bounded.run([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
@@ -58,7 +58,7 @@ def test_missing_keys_are_all_named(name: str, capsys: pytest.CaptureFixture[str
         (["predict", "runs=/nowhere", "features=x", "out=y"], "runs=/nowhere: no such folder"),
         (["zeroshot", "features=/nowhere", "bank=x", "out=y"], "features=/nowhere: no such folder"),
         (["split", "labels=/nowhere.csv", "out=y"], "/nowhere.csv: cannot be read"),
-        (["prompts", "prompts=none", "out=y"], "no such set; known: demo"),
+        (["prompts", "prompts=none", "out=y"], "no such set; known: brca, camelyon, demo"),
     ],
 )
 def test_bad_input_ends_with_two_and_says_why(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):

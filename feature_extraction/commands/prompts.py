@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from feature_extraction.commands import settings
+from feature_extraction.commands.licence import say_licences
 from feature_extraction.configuration import prompt_set_path
 from feature_extraction.files import publish_json
 from feature_extraction.prompts import read_prompt_set
@@ -15,7 +16,10 @@ from feature_extraction.text_bank import bank_name, build_bank, write_bank
 def run(config: DictConfig) -> int:
     """Embed a prompt set; returns the exit code."""
     prompt_set = read_prompt_set(prompt_set_path(str(config.prompts.set)))
-    encoder = settings.encoder_source(config).load(settings.device(config.device))
+    console = Console(stderr=True)
+    source = settings.encoder_source(config)
+    say_licences([source.spec], console)
+    encoder = source.load(settings.device(config.device))
     bank = build_bank(prompt_set, encoder)
     out = Path(config.out)
     path = out / bank_name(bank)
@@ -36,7 +40,7 @@ def run(config: DictConfig) -> int:
             "sentences": len(bank.rows),
         },
     )
-    Console(stderr=True).print(
+    console.print(
         f"{len(bank.rows)} sentences, {len(bank.class_names())} classes, {len(bank.concepts())} concepts -> {path}",
         soft_wrap=True,
         markup=False,
