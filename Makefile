@@ -25,6 +25,7 @@ check: $(STAMP)
 fix: $(STAMP)
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/python -m feature_extraction.encoder_table README.md
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/extract.py

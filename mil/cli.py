@@ -29,6 +29,7 @@ COMMANDS = {
         "feature files read wholly: invalid, missing, orphaned, duplicate",
     ),
     "convert": ("feature_extraction.commands.convert", "other tools' feature folders -> ours, and back"),
+    "embed_slides": ("feature_extraction.commands.embed_slides", "feature files -> one vector a slide (TITAN)"),
     "prompts": ("feature_extraction.commands.prompts", "prompt set -> text bank"),
     "preflight": ("mil.commands.preflight", "will text help here: what it is worth on train and val patients"),
     "zeroshot": ("mil.commands.zeroshot", "feature files + text bank -> predictions without training"),

@@ -6,10 +6,14 @@ import pytest
 import tiny_clip
 import torch
 import transformers
+from encoder_promises import joint_is_the_unit_product, tiles
+from safetensors.torch import load_file, save_file
+from tiny_clip import SIDE
 
 from feature_extraction.encoder import to_network_input
-from feature_extraction.encoders.hf_clip import HfClipEncoder, HfClipSource
-from feature_extraction.errors import InputError, MismatchError
+from feature_extraction.encoders.hf_clip import HfClipSource
+from feature_extraction.encoders.towers import TowersEncoder
+from feature_extraction.errors import InputError
 
 KINDS = ["clip", "siglip", "vision-text-dual-encoder"]
 CPU = torch.device("cpu")
@@ -17,67 +21,40 @@ TEXTS = ["an image of normal lung", "keratin pearls"]
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> HfClipEncoder:
+def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TowersEncoder:
     folder = tiny_clip.save(tmp_path_factory.mktemp(request.param), request.param)
     return HfClipSource(path=str(folder), name="tiny").load(CPU)
 
 
-def tiles(n: int, side: int = tiny_clip.SIDE, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+def test_joint_is_the_unit_product_of_backbone_and_the_stored_matrix(encoder: TowersEncoder):
+    if "backbone" in encoder.spec.widths:  # SigLIP's tower ends in the joint space
+        matrix = encoder._network.network.get_submodule("visual_projection").weight.T
+        joint_is_the_unit_product(encoder, SIDE, matrix)
 
 
-def spaces_of(encoder: HfClipEncoder) -> list[str]:
-    return list(encoder.spec.widths)
-
-
-def test_joint_rows_have_unit_length_and_the_width_of_the_spec(encoder: HfClipEncoder):
-    found = encoder.embed_tiles(tiles(3), spaces_of(encoder))
-    for space, rows in found.items():
-        assert rows.shape == (3, encoder.spec.widths[space])
-    torch.testing.assert_close(found["joint"].norm(dim=1), torch.ones(3))
-
-
-def test_joint_is_the_normalised_projection_of_backbone(encoder: HfClipEncoder):
-    if "backbone" not in encoder.spec.widths:
-        pytest.skip("SigLIP's tower ends in the joint space: there is one space only")
-    found = encoder.embed_tiles(tiles(3), ["backbone", "joint"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_towers_equal_what_transformers_computes(kind: str, tmp_path: Path):
+    folder = tiny_clip.save(tmp_path, kind)
+    encoder = HfClipSource(path=str(folder)).load(CPU)
+    theirs = transformers.AutoModel.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    padding = {"padding": "max_length", "max_length": 16} if kind == "siglip" else {"padding": True}
+    tokens = tokenizer(TEXTS, return_tensors="pt", **padding)
+    names = ["input_ids"] if kind == "siglip" else ["input_ids", "attention_mask"]
     with torch.inference_mode():
-        projected = encoder._model.get_submodule("visual_projection")(found["backbone"])
-    torch.testing.assert_close(found["joint"], torch.nn.functional.normalize(projected, dim=-1))
+        image = theirs.get_image_features(pixel_values=to_network_input(tiles(2, SIDE), encoder.spec))
+        text = theirs.get_text_features(**{name: tokens[name] for name in names})
+    found = encoder.embed_tiles(tiles(2, SIDE), ["joint"])["joint"], encoder.embed_texts(TEXTS)
+    for mine, upstream in zip(found, (image, text), strict=True):
+        rows = getattr(upstream, "pooler_output", upstream)
+        torch.testing.assert_close(mine, torch.nn.functional.normalize(rows, dim=-1), atol=1e-5, rtol=1e-4)
 
 
-def test_batch_size_and_neighbours_change_nothing(encoder: HfClipEncoder):
-    batch = tiles(7)
-    together = encoder.embed_tiles(batch, ["joint"])["joint"]
-    alone = torch.cat([encoder.embed_tiles(tile[None], ["joint"])["joint"] for tile in batch])
-    torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
-
-
-def test_towers_equal_what_transformers_computes(encoder: HfClipEncoder):
-    pixels = to_network_input(tiles(2), encoder.spec)
-    with torch.inference_mode():
-        image = encoder._model.get_image_features(pixel_values=pixels)
-        image = getattr(image, "pooler_output", image)
-        if encoder._pads_to_context:
-            tokens = encoder._tokenizer(TEXTS, padding="max_length", max_length=16, return_tensors="pt")
-        else:
-            tokens = encoder._tokenizer(TEXTS, padding=True, return_tensors="pt")
-        inputs = {name: tokens[name] for name in encoder._inputs(tokens)}
-        text = encoder._model.get_text_features(**inputs)
-        text = getattr(text, "pooler_output", text)
-    unit = torch.nn.functional.normalize
-    torch.testing.assert_close(
-        encoder.embed_tiles(tiles(2), ["joint"])["joint"], unit(image, dim=-1), atol=1e-6, rtol=1e-5
-    )
-    torch.testing.assert_close(encoder.embed_texts(TEXTS), unit(text, dim=-1), atol=1e-5, rtol=1e-4)
-
-
-def test_a_text_depends_on_its_words_and_on_nothing_else(encoder: HfClipEncoder):
-    alone = encoder.embed_texts(["keratin pearls"])[0]
-    among = encoder.embed_texts(["a an the of image histology normal lung", "keratin pearls", "one"])[1]
-    assert torch.equal(alone, among)
-    assert not torch.allclose(alone, encoder.embed_texts(["keratin gland"])[0], atol=1e-4)
-    torch.testing.assert_close(alone.norm(), torch.tensor(1.0))
+def test_a_long_text_loses_its_end_but_not_its_last_token(tmp_path: Path):
+    encoder = HfClipSource(path=str(tiny_clip.save(tmp_path, "clip"))).load(CPU)
+    fits, longer = " ".join(["lung"] * 14), " ".join(["lung"] * 15)
+    assert encoder.count_tokens([fits, longer]) == [16, 17]
+    assert torch.equal(encoder.embed_texts([fits]), encoder.embed_texts([longer]))
 
 
 def test_fingerprint_is_of_the_weights(tmp_path: Path):
@@ -97,22 +74,29 @@ def test_half_precision_weights_have_the_fingerprint_of_their_values(tmp_path: P
 
 def test_siglip_has_a_bias_and_the_others_none(tmp_path: Path):
     for kind in KINDS:
-        encoder = HfClipSource(path=str(tiny_clip.save(tmp_path / kind, kind))).load(CPU)
-        stored = {name: tensor.detach() for name, tensor in encoder._model.named_parameters()}
-        assert encoder.logit_scale == pytest.approx(float(stored["logit_scale"]))
-        assert (encoder.logit_bias != 0) == (kind == "siglip" and float(stored["logit_bias"]) != 0)
+        folder = tiny_clip.save(tmp_path / kind, kind)
+        stored, encoder = load_file(folder / "model.safetensors"), HfClipSource(path=str(folder)).load(CPU)
+        assert encoder.logit_scale == pytest.approx(stored["logit_scale"].item())
         assert ("logit_bias" in stored) == (kind == "siglip")
+        assert encoder.logit_bias == pytest.approx(stored["logit_bias"].item() if kind == "siglip" else 0)
 
 
-def test_weights_that_lack_a_tensor_are_refused(tmp_path: Path):
-    from safetensors.torch import load_file, save_file
+def test_a_missing_and_a_surplus_tensor_are_refused(tmp_path: Path):
+    folder, name = tiny_clip.save(tmp_path / "a", "clip"), "visual_projection.weight"
+    whole = load_file(folder / "model.safetensors")
+    short = {key: tensor for key, tensor in whole.items() if key != name}
+    for changed, fault in ((short, rf"1 missing: {name}"), (whole | {"x": torch.ones(1)}, "1 unexpected: x")):
+        save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(InputError, match=fault):
+            HfClipSource(path=str(folder)).load(CPU)
 
+
+def test_positions_that_older_transformers_stored_are_no_surplus(tmp_path: Path):
     folder = tiny_clip.save(tmp_path / "a", "clip")
-    state = load_file(folder / "model.safetensors")
-    del state["visual_projection.weight"]
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"lack 1 tensors: visual_projection.weight"):
-        HfClipSource(path=str(folder)).load(CPU)
+    first, whole = HfClipSource(path=str(folder)).load(CPU), load_file(folder / "model.safetensors")
+    positions = {"text_model.embeddings.position_ids": torch.arange(16)[None]}
+    save_file(whole | positions, folder / "model.safetensors", metadata={"format": "pt"})
+    assert HfClipSource(path=str(folder)).load(CPU).fingerprint == first.fingerprint
 
 
 def test_what_is_no_model_says_what_is_wrong(tmp_path: Path):
@@ -123,12 +107,6 @@ def test_what_is_no_model_says_what_is_wrong(tmp_path: Path):
         _ = HfClipSource(path=str(tmp_path)).spec
 
 
-def test_a_space_the_encoder_does_not_have_is_refused(tmp_path: Path):
-    encoder = HfClipSource(path=str(tiny_clip.save(tmp_path, "siglip"))).load(CPU)
-    with pytest.raises(MismatchError, match="has no backbone space, it has joint"):
-        encoder.embed_tiles(tiles(1), ["backbone"])
-
-
 def test_tiles_of_another_size_are_resized_like_pillow():
     from PIL import Image
 
@@ -137,7 +115,7 @@ def test_tiles_of_another_size_are_resized_like_pillow():
     spec = EncoderSpec(
         name="x", widths={"joint": 1}, input_px=224, tile_mpp=0.5, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
     )
-    picture = tiles(1, side=256, seed=3)
+    picture = tiles(1, 256, seed=3)
     found = (to_network_input(picture, spec)[0] * 255).round()
     expected = Image.fromarray(picture[0].permute(1, 2, 0).numpy()).resize((224, 224), Image.Resampling.BICUBIC)
     import numpy as np

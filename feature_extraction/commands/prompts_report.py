@@ -30,6 +30,6 @@ def require_new(out: Path) -> Path:
     """
     if out.suffix not in (".yaml", ".yml"):
         raise InputError(f"out={out}: expected the path of a .yaml file")
-    if out.exists():
+    if out.is_file() or out.is_dir():
         raise InputError(f"out={out}: is there already, perhaps with corrections; give another name or remove it")
     return out

@@ -62,7 +62,8 @@ def extraction(config: DictConfig, spec: EncoderSpec) -> Extraction:
     Raises:
         InputError: An unknown space, or a geometry the encoder was not trained for.
     """
-    spaces = tuple(dict.fromkeys([str(config.space), *(str(space) for space in config.also)]))
+    primary = config.space or ("joint" if "joint" in spec.widths else "backbone")
+    spaces = tuple(dict.fromkeys([str(primary), *(str(space) for space in config.also)]))
     unknown = [space for space in spaces if space not in spec.widths]
     if unknown:
         raise InputError(f"space={unknown[0]}: encoder {spec.name} offers {', '.join(spec.widths)}")

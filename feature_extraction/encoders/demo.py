@@ -26,6 +26,7 @@ from feature_extraction.encoders.demo_towers import (
     split_words,
     tokenize,
 )
+from feature_extraction.encoders.towers import require_width
 from feature_extraction.errors import InputError
 
 SPEC = EncoderSpec(
@@ -99,10 +100,15 @@ class DemoEncoder(Encoder):
         with torch.inference_mode():
             backbone = self._image(to_network_input(tiles.to(self._device), self.spec))
             made = {"backbone": backbone, "joint": self._image.project(backbone)}
-            return {space: made[space].cpu() for space in spaces}
+            return {space: made[space].float().cpu() for space in spaces}
 
     def project(self, backbone: Float[Tensor, "tile backbone"]) -> Float[Tensor, "tile joint"]:
-        """The projection and unit length."""
+        """The projection and unit length.
+
+        Raises:
+            MismatchError: These are no vectors of the backbone space.
+        """
+        require_width(self.spec, backbone)
         with torch.inference_mode():
             return self._image.project(backbone.to(self._device)).cpu()
 

@@ -4,27 +4,30 @@ Weights come from a local folder or the hub's cache. Preprocessing is ours, from
 that torchvision is not needed.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from feature_extraction.encoder import Encoder, EncoderSource, EncoderSpec, Space, fingerprint_of, to_network_input
+from feature_extraction.encoder import EncoderSource, EncoderSpec
 from feature_extraction.encoders.card import differences, read_spec
-from feature_extraction.encoders.weights import find_file, find_folder
-from feature_extraction.errors import InputError, MismatchError
+from feature_extraction.encoders.hf_folder import filled, input_px, interpolation, read_json, section, triple
+from feature_extraction.encoders.packages import require
+from feature_extraction.encoders.towers import Towers, TowersEncoder, ready
+from feature_extraction.encoders.weights import find_file, find_folder, is_here
+from feature_extraction.errors import InputError
 
-Tokenizer = Callable[..., Mapping[str, Tensor]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 CLASSES = {
     "clip": "CLIPModel",
     "siglip": "SiglipModel",
     "vision-text-dual-encoder": "VisionTextDualEncoderModel",
 }
-PIL_BILINEAR, PIL_BICUBIC = 2, 3
 DESCRIPTION = ("*.json", "*.txt", "*.model")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -72,26 +75,27 @@ class HfClipSource(EncoderSource):
     def _stated(self) -> EncoderSpec:
         """What the folder's JSON files say."""
         folder = self._folder()
-        config = _read(folder / "config.json")
-        kind = str(config.get("model_type"))
-        if kind not in CLASSES:
+        config = read_json(folder / "config.json")
+        kind, image = self._kind(config), read_json(folder / "preprocessor_config.json")
+        side_px, resized = input_px(image), interpolation(image)
+        mean, std = triple(image.get("image_mean")), triple(image.get("image_std"))
+        if side_px is None or resized is None or mean is None or std is None:
             raise InputError(
-                f"encoder.path={self._path}: model_type is {kind!r}, the hf_clip family reads {', '.join(CLASSES)}"
+                f"encoder.path={self._path}: preprocessor_config.json must have size, image_mean, image_std, and "
+                f"resample 2 (bilinear) or 3 (bicubic); got {image}"
             )
-        image = _read(folder / "preprocessor_config.json")
-        is_local = Path(self._path).is_dir()
         return EncoderSpec(
             name=self._name,
             widths=_widths(kind, config),
-            input_px=_input_px(image),
+            input_px=side_px,
             tile_mpp=self._tile_mpp,
-            mean=_triple(image["image_mean"]),
-            std=_triple(image["image_std"]),
-            interpolation=_interpolation(image, self._path),
+            mean=mean,
+            std=std,
+            interpolation=resized,
             context_length=_context_length(config),
             licence=self._licence,
             licence_ancestry=self._licence_ancestry,
-            source="local" if is_local else self._path,
+            source="local" if Path(self._path).is_dir() else self._path,
             revision=self._revision,
         )
 
@@ -105,181 +109,101 @@ class HfClipSource(EncoderSource):
 
     def is_local(self) -> bool:
         """Whether ``path`` is a folder here."""
-        return Path(self._path).exists()
+        return is_here(self._path)
 
-    def load(self, device: torch.device) -> "HfClipEncoder":
+    def load(self, device: torch.device) -> TowersEncoder:
         """Read weights and tokenizer; every tensor of the network must be in the file.
 
         Raises:
             InputError: Not there, not whole, or not the model that the card describes.
         """
-        try:
-            import transformers
-        except ImportError as error:
-            raise InputError("the hf_clip family needs transformers: pip install 'promptmil[hf]'") from error
+        transformers = require("transformers", extra=self.extra)
         transformers.utils.logging.disable_progress_bar()
         folder, spec = self._folder(), self.spec
         self.weights_file()  # brings it into the hub's cache, beside the rest of the folder
         contradicting = differences(self._stated(), spec)
         if contradicting:
             raise InputError(f"encoder.path={self._path}: is not {spec.name}: {'; '.join(contradicting)}")
-        kind = str(_read(folder / "config.json")["model_type"])
-        try:
-            model, info = getattr(transformers, CLASSES[kind]).from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"encoder.path={self._path}: cannot be loaded as {CLASSES[kind]}: {error}") from error
-        if info["missing_keys"]:
-            lacking = ", ".join(sorted(info["missing_keys"])[:5])
+        kind = self._kind(read_json(folder / "config.json"))
+        network = filled(getattr(transformers, CLASSES[kind]), folder, what=f"encoder.path={self._path}")
+        tokenizer = self._tokenizer(folder)
+        return TowersEncoder(
+            spec,
+            ready(HfClipTowers(network, pads_to=_padded(kind, spec, tokenizer)), device),
+            dict(network.named_parameters()),
+            tokenize=lambda text: list(tokenizer(text)["input_ids"]),
+            longest=spec.context_length or 0,
+        )
+
+    def _kind(self, config: Mapping[str, object]) -> str:
+        kind = str(config.get("model_type"))
+        if kind not in CLASSES:
             raise InputError(
-                f"encoder.path={self._path}: the weights lack {len(info['missing_keys'])} tensors: {lacking}"
+                f"encoder.path={self._path}: model_type is {kind!r}, the hf_clip family reads {', '.join(CLASSES)}"
             )
-        return HfClipEncoder(spec, model.to(device).eval(), tokenizer, pads_to_context=kind == "siglip")
+        return kind
+
+    def _tokenizer(self, folder: Path) -> "PreTrainedTokenizerBase":
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"encoder.path={self._path}: its tokenizer cannot be read: {error}") from error
 
     def _folder(self) -> Path:
         return find_folder(self._path, revision=self._revision, patterns=DESCRIPTION)
 
 
-class HfClipEncoder(Encoder):
-    """A loaded dual encoder.
+class HfClipTowers(Towers):
+    """A filled ``CLIPModel``, ``SiglipModel`` or ``VisionTextDualEncoderModel``.
 
     Args:
-        spec: The facts.
-        model: ``CLIPModel``, ``SiglipModel`` or ``VisionTextDualEncoderModel``, in evaluation mode.
-        tokenizer: Of its text tower.
-        pads_to_context: Whether the text tower was trained on texts padded to the full context (SigLIP).
+        network: It.
+        pads_to: Length that texts are padded to and the padding token, where the text tower was trained to read its
+            padding (SigLIP); None where padding is not seen.
     """
 
-    def __init__(
-        self, spec: EncoderSpec, model: torch.nn.Module, tokenizer: Tokenizer, *, pads_to_context: bool
-    ) -> None:
-        self.spec = spec
-        self.fingerprint = fingerprint_of(model.named_parameters())
-        self.logit_scale = float(model.get_parameter("logit_scale").detach())
-        bias = dict(model.named_parameters()).get("logit_bias")
-        self.logit_bias = 0.0 if bias is None else float(bias.detach())
-        self._model = model
-        self._tokenizer = tokenizer
-        self._pads_to_context = pads_to_context
-        self._device = next(model.parameters()).device
+    def __init__(self, network: nn.Module, *, pads_to: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.network = network
+        self._pads_to = pads_to
 
-    @torch.inference_mode()
-    def embed_tiles(
-        self, tiles: UInt8[Tensor, "tile 3 height width"], spaces: Sequence[Space]
-    ) -> dict[str, Float[Tensor, "tile dim"]]:
-        """Image tower, pooled; then its projection and unit length for the joint space."""
-        pixels = to_network_input(tiles.to(self._device), self.spec)
-        backbone = self._model.get_submodule("vision_model")(pixel_values=pixels).pooler_output
-        found: dict[str, Tensor] = {}
-        for space in spaces:
-            if space not in self.spec.widths:
-                raise MismatchError(
-                    f"encoder {self.spec.name} has no {space} space, it has {', '.join(self.spec.widths)}"
-                )
-            found[space] = backbone.cpu() if space == "backbone" else self._to_joint("visual_projection", backbone)
-        return found
+    def see(self, pixels: Float[Tensor, "tile 3 side side"]) -> Float[Tensor, "tile backbone"]:
+        """The image tower, pooled."""
+        return self.network.get_submodule("vision_model")(pixel_values=pixels).pooler_output
 
-    @torch.inference_mode()
     def project(self, backbone: Float[Tensor, "tile backbone"]) -> Float[Tensor, "tile joint"]:
-        """The image tower's projection and unit length.
+        """The image tower's projection."""
+        return self._projected("visual_projection", backbone)
 
-        Raises:
-            MismatchError: SigLIP's tower ends in the joint space.
-        """
-        if "backbone" not in self.spec.widths:
-            return super().project(backbone)
-        return self._to_joint("visual_projection", backbone.to(self._device))
+    def read(self, tokens: Int[Tensor, "1 token"]) -> Float[Tensor, "1 joint"]:
+        """The text tower, pooled, and its projection."""
+        if self._pads_to is not None:
+            length, pad = self._pads_to
+            tokens = nn.functional.pad(tokens, (0, length - tokens.shape[1]), value=pad)
+        pooled = self.network.get_submodule("text_model")(input_ids=tokens).pooler_output
+        return self._projected("text_projection", pooled)
 
-    @torch.inference_mode()
-    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "text dim"]:
-        """Text tower and projection, one text at a time: no neighbour and no padding can change a vector."""
-        rows: list[Tensor] = []
-        for text in texts:
-            tokens = self._tokens(text)
-            inputs = {name: tokens[name].to(self._device) for name in self._inputs(tokens)}
-            pooled = self._model.get_submodule("text_model")(**inputs).pooler_output
-            rows.append(self._to_joint("text_projection", pooled))
-        return torch.cat(rows)
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens with the special ones."""
-        return [len(self._tokenizer(text)["input_ids"]) for text in texts]
-
-    def _tokens(self, text: str) -> Mapping[str, Tensor]:
-        if self._pads_to_context:
-            length = self.spec.context_length
-            return self._tokenizer(text, padding="max_length", max_length=length, return_tensors="pt")
-        return self._tokenizer(text, return_tensors="pt")
-
-    def _inputs(self, tokens: Mapping[str, Tensor]) -> list[str]:
-        """What the text tower was trained to see; SigLIP reads its padding."""
-        names = ["input_ids"] if self._pads_to_context else ["input_ids", "attention_mask"]
-        return [name for name in names if name in tokens]
-
-    def _to_joint(self, projection: str, pooled: Float[Tensor, "row width"]) -> Float[Tensor, "row dim"]:
-        """Into the joint space, unit length; SigLIP's towers end there and have no projection."""
-        layer = dict(self._model.named_children()).get(projection)
-        joint = pooled if layer is None else layer(pooled)
-        return torch.nn.functional.normalize(joint.float(), dim=-1).cpu()
+    def _projected(self, name: str, pooled: Tensor) -> Tensor:
+        """SigLIP's towers end in the joint space and have no projection."""
+        layer = dict(self.network.named_children()).get(name)
+        return pooled if layer is None else layer(pooled)
 
 
-def _read(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path.parent.name}: {path.name} is missing or not JSON; is this a transformers model?"
-        ) from error
-    return dict(content)
+def _padded(kind: str, spec: EncoderSpec, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int] | None:
+    if kind != "siglip":
+        return None
+    return spec.context_length or 0, int(str(tokenizer.pad_token_id))
 
 
-def _widths(kind: str, config: dict[str, object]) -> dict[str, int]:
-    vision = _section(config, "vision_config")
-    hidden = vision.get("hidden_size", 768)
+def _widths(kind: str, config: Mapping[str, object]) -> dict[str, int]:
+    hidden = int(str(section(config, "vision_config").get("hidden_size", 768)))
     if kind == "siglip":
-        return {"joint": int(str(hidden))}
-    return {"joint": int(str(config.get("projection_dim", 512))), "backbone": int(str(hidden))}
+        return {"joint": hidden}
+    return {"joint": int(str(config.get("projection_dim", 512))), "backbone": hidden}
 
 
-def _context_length(config: dict[str, object]) -> int:
-    text = _section(config, "text_config")
+def _context_length(config: Mapping[str, object]) -> int:
     default = {"siglip": 64}.get(str(config.get("model_type")), 77)
-    return int(str(text.get("max_position_embeddings", default)))
-
-
-def _section(config: dict[str, object], key: str) -> dict[str, object]:
-    section = config.get(key)
-    return dict(section) if isinstance(section, dict) else {}
-
-
-def _input_px(image: dict[str, object]) -> int:
-    """Side of the network's input, from whichever way the processor states it."""
-    for key in ("crop_size", "size") if image.get("do_center_crop") else ("size", "crop_size"):
-        size = image.get(key)
-        if isinstance(size, int):
-            return size
-        if isinstance(size, dict):
-            side = size.get("shortest_edge") or size.get("height")
-            if side:
-                return int(str(side))
-    raise InputError(f"preprocessor_config.json: no size in it, got {sorted(image)}")
-
-
-def _interpolation(image: dict[str, object], path: str) -> Literal["bicubic", "bilinear"]:
-    resample = image.get("resample", PIL_BICUBIC)
-    if resample == PIL_BICUBIC:
-        return "bicubic"
-    if resample == PIL_BILINEAR:
-        return "bilinear"
-    raise InputError(
-        f"encoder.path={path}: resample={resample} in preprocessor_config.json; known: 2 bilinear, 3 bicubic"
-    )
-
-
-def _triple(values: object) -> tuple[float, float, float]:
-    if not isinstance(values, list) or len(values) != 3:
-        raise InputError(f"preprocessor_config.json: expected three channel values, got {values}")
-    r, g, b = (float(value) for value in values)
-    return r, g, b
+    return int(str(section(config, "text_config").get("max_position_embeddings", default)))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from feature_extraction.claims import NO_LOCKS
@@ -36,7 +37,7 @@ def run(config: DictConfig) -> int:
     findings = [check() for check in checks] + encoder_findings(config) + [_folder(out), _locks(out)]
     table = Table("", "what", "found", box=None)
     for finding in findings:
-        table.add_row("ok" if finding.is_ok else "NO", finding.name, finding.text)
+        table.add_row("ok" if finding.is_ok else "NO", finding.name, escape(finding.text))
     Console(stderr=True).print(table)
     is_ok = all(finding.is_ok for finding in findings)
     if is_ok and config.out is not None:
