@@ -7,8 +7,8 @@ vectors and scoring the sum is the same as scoring the tiles and pooling the sco
 contribution.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,20 @@ from torch import Tensor, nn
 from feature_extraction.errors import InputError
 from feature_extraction.targets import construct
 from mil.packed import Packing, sum_bags
-from mil.parts import Assign, Bank, Context, Embed, Facts, Head, Part, Route
+from mil.parts import (
+    INITS,
+    AggregatorOutput,
+    Assign,
+    Auxiliary,
+    Bank,
+    Context,
+    Embed,
+    Facts,
+    Head,
+    Part,
+    Route,
+    Tiles,
+)
 
 PART_KINDS: dict[str, type[Part]] = {
     "embed": Embed,
@@ -28,36 +41,8 @@ PART_KINDS: dict[str, type[Part]] = {
     "head": Head,
 }
 OPTIONAL_PARTS = ("context", "bank")
+OTHER_KEYS = ("name", "init", "inits", "losses")
 PACKAGES = ("mil",)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AggregatorOutput:
-    """What every aggregator returns.
-
-    Attributes:
-        logits: One a class for each bag.
-        attention: a_ik, not negative, sums to 1 over the tiles of a bag for each class.
-        evidence: e_ik = tau v_i . w_k, what tile i would say for class k if it counted fully.
-        bias: b_k.
-        vectors: v_i.
-        packing: Which tile belongs to which bag.
-    """
-
-    logits: Float[Tensor, "bag class"]
-    attention: Float[Tensor, "tile class"]
-    evidence: Float[Tensor, "tile class"]
-    bias: Float[Tensor, " class"]
-    vectors: Float[Tensor, "tile width"]
-    packing: Packing
-
-    def contributions(self) -> Float[Tensor, "tile class"]:
-        """c_ik = a_ik e_ik; over the tiles of a bag they sum to the logit less the bias."""
-        return self.attention * self.evidence
-
-    def bag_vectors(self) -> Float[Tensor, "bag class width"]:
-        """z_k = sum_i a_ik v_i."""
-        return torch.stack([sum_bags(a.unsqueeze(1) * self.vectors, self.packing) for a in self.attention.T], dim=1)
 
 
 class Aggregator(nn.Module):
@@ -70,10 +55,19 @@ class Aggregator(nn.Module):
         assign: How much each tile counts.
         route: Which query speaks for which class.
         head: What a tile says.
+        losses: Besides the task's.
     """
 
     def __init__(
-        self, *, embed: Embed, context: Context | None, bank: Bank | None, assign: Assign, route: Route, head: Head
+        self,
+        *,
+        embed: Embed,
+        context: Context | None,
+        bank: Bank | None,
+        assign: Assign,
+        route: Route,
+        head: Head,
+        losses: Sequence[Auxiliary] = (),
     ) -> None:
         super().__init__()
         self.embed = embed
@@ -82,59 +76,102 @@ class Aggregator(nn.Module):
         self.assign = assign
         self.route = route
         self.head = head
+        self.losses = nn.ModuleList(losses)
 
     def forward(self, tiles: Float[Tensor, "tile dim"], packing: Packing) -> AggregatorOutput:
         """Logits of packed bags, and the share of each tile in them."""
         vectors = self.embed(tiles)
         if self.context is not None:
             vectors = self.context(vectors, packing)
-        prototypes = self.bank() if self.bank is not None else None
-        attention = self.route(self.assign(vectors, prototypes, packing))
-        evidence = self.head.evidence(vectors)
+        seen = Tiles(
+            vectors=vectors,
+            evidence=self.head.evidence(vectors),
+            prototypes=self.bank() if self.bank is not None else None,
+            packing=packing,
+        )
+        assignment = self.assign(seen)
+        attention = self.route(assignment, seen)
+        contribution = self.head.contributions(seen, assignment, attention)
         bias = self.head.bias_row()
         return AggregatorOutput(
-            logits=sum_bags(attention * evidence, packing) + bias,
+            logits=sum_bags(contribution, packing) + bias,
+            contribution=contribution,
             attention=attention,
-            evidence=evidence,
+            evidence=seen.evidence,
             bias=bias,
-            vectors=vectors,
-            packing=packing,
+            assignment=assignment,
+            tiles=seen,
         )
 
     def fit_parts(self, tiles: Float[Tensor, "tile dim"]) -> None:
-        """Let every part take its statistics from tiles of the training part."""
-        for module in self.children():
-            if isinstance(module, Part):
-                module.fit(tiles)
+        """Let every part take its statistics from tiles of the training part; all but embed from them embedded."""
+        self.embed.fit(tiles)
+        with torch.no_grad():
+            vectors = self.embed.eval()(tiles)
+        self.embed.train(self.training)
+        for part in self._parts():
+            if part is not self.embed:
+                part.fit(vectors)
 
     def residuals(self) -> Iterator[nn.Parameter]:
         """Parameters whose zero means "as the text says"."""
-        for module in self.children():
+        for part in self._parts():
+            yield from part.residuals()
+
+    def _parts(self) -> Iterator[Part]:
+        for module in (*self.children(), *self.losses):
             if isinstance(module, Part):
-                yield from module.residuals()
+                yield module
 
 
 def compose(config: Mapping[str, object], facts: Facts) -> Aggregator:
     """Build the aggregator that a yaml of ``conf/aggregator`` describes.
 
     Args:
-        config: One key a part (`PART_KINDS`), each with a ``_target_`` inside this package and that part's options;
-            ``context`` and ``bank`` may be null. The keys ``name`` and ``init`` are not parts.
+        config: One key a part (`PART_KINDS`), each with a ``_target_`` inside this package and that part's options, or
+            such a mapping for each init; ``context`` and ``bank`` may be null. ``inits`` lists the inits it knows
+            (without it: every one), ``losses`` the auxiliary losses. ``name`` and ``init`` are for others.
         facts: What the files say; given to every part.
 
     Raises:
-        InputError: An unknown key, a missing part, or a part of the wrong kind.
+        InputError: An unknown key, a missing part, a part of the wrong kind, or an init that it does not know.
     """
-    unknown = sorted(set(config) - set(PART_KINDS) - {"name", "init"})
+    unknown = sorted(set(config) - set(PART_KINDS) - set(OTHER_KEYS))
     if unknown:
         raise InputError(f"aggregator: unknown key {', '.join(unknown)}; the parts are {', '.join(PART_KINDS)}")
-    parts: dict[str, Part | None] = {}
+    known = _listed(config, "inits")
+    if known and facts.init not in known:
+        raise InputError(f"aggregator.init={facts.init}: {config.get('name')} knows {', '.join(map(str, known))}")
+    parts: dict[str, object] = {}
     for name, kind in PART_KINDS.items():
-        options = config.get(name)
+        options = _of_init(config.get(name), facts)
         if options is None and name in OPTIONAL_PARTS:
             parts[name] = None
         elif isinstance(options, Mapping):
-            parts[name] = construct(options, kind=kind, packages=PACKAGES, facts=facts)
+            part = construct(options, kind=kind, packages=PACKAGES, facts=facts)
+            facts = replace(facts, width=part.width) if isinstance(part, Embed) else facts
+            parts[name] = part
         else:
             raise InputError(f"aggregator: needs the part {name} (a mapping with _target_), got {options!r}")
-    return construct({"_target_": "mil.aggregator.Aggregator"}, kind=Aggregator, packages=PACKAGES, **parts)
+    losses = [
+        construct(options, kind=Auxiliary, packages=PACKAGES, facts=facts)
+        for options in _listed(config, "losses")
+        if isinstance(options, Mapping)
+    ]
+    return construct(
+        {"_target_": "mil.aggregator.Aggregator"}, kind=Aggregator, packages=PACKAGES, losses=losses, **parts
+    )
+
+
+def _listed(config: Mapping[str, object], key: str) -> list[object]:
+    given = config.get(key) or []
+    if not isinstance(given, list):
+        raise InputError(f"aggregator.{key}: expected a list, got {given!r}")
+    return list(given)
+
+
+def _of_init(options: object, facts: Facts) -> object:
+    """The options of this init, where a part has them for each."""
+    if isinstance(options, Mapping) and options and set(options) <= set(INITS):
+        return options.get(facts.init)
+    return options

@@ -1,9 +1,11 @@
-"""Part 3 of an aggregator, bank: prototypes that start as words."""
+"""Part 3 of an aggregator, bank: prototypes that start as words, at random or as clusters of tiles."""
 
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from feature_extraction.errors import InputError
@@ -43,7 +45,14 @@ class WordBank(Bank):
     def _prototypes(self, classes: torch.Tensor, concepts: torch.Tensor, selection: torch.Tensor) -> Prototypes:
         if self.margin_class is not None:
             selection = selection - classes[self.margin_class]
-        return Prototypes(classes=classes, concepts=concepts, selection=selection)
+        unnamed = self.membership.sum(dim=0) == 0
+        return Prototypes(
+            rows=torch.cat([concepts, classes[unnamed]]),
+            membership=torch.cat([self.membership, torch.eye(len(classes)).to(self.membership)[unnamed]]),
+            classes=classes,
+            concepts=concepts,
+            selection=selection,
+        )
 
 
 class PromptBank(WordBank):
@@ -73,3 +82,50 @@ class PromptBank(WordBank):
     def residuals(self) -> Iterator[nn.Parameter]:
         """Everything trainable: zero is the text."""
         yield from (self.delta_classes, self.delta_concepts, self.rho)
+
+
+class RowBank(Bank):
+    """The rows that speak for the classes, trainable: c = t + delta, delta = 0 at the start.
+
+    With ``init=random`` they are random unit vectors, with ``init=kmeans`` the centres of clusters of training tiles;
+    such rows have no names and speak for no class in particular.
+
+    Args:
+        facts: Given by the composition.
+        n_rows: Without words.
+    """
+
+    base: torch.Tensor
+    membership: torch.Tensor
+    classes: torch.Tensor | None
+
+    def __init__(self, facts: Facts, *, n_rows: int = 16) -> None:
+        super().__init__()
+        self.init = facts.init
+        if facts.init == "text":
+            rows, membership = facts.named_rows
+        else:
+            rows = normalize(torch.randn(n_rows, facts.width), dim=-1)
+            membership = torch.zeros(n_rows, facts.n_classes)
+        self.register_buffer("base", rows.clone())
+        self.register_buffer("membership", membership.clone())
+        classes = facts.text.classes if facts.init == "text" and facts.text is not None else None
+        self.register_buffer("classes", classes)
+        self.delta = nn.Parameter(torch.zeros_like(rows))
+
+    @torch.no_grad()
+    def fit(self, tiles: Float[Tensor, "tile width"]) -> None:
+        """Cluster the vectors of training tiles, drawn without regard to their order."""
+        if self.init == "kmeans":
+            n_rows = min(len(self.base), len(tiles))
+            found = KMeans(n_clusters=n_rows, n_init="auto", random_state=0).fit(tiles.double().numpy())
+            centres = torch.from_numpy(found.cluster_centers_).to(self.base)
+            self.base[:n_rows] = normalize(centres, dim=-1)
+
+    def forward(self) -> Prototypes:
+        """The rows as they are now."""
+        return Prototypes(rows=self.base + self.delta, membership=self.membership, classes=self.classes)
+
+    def residuals(self) -> Iterator[nn.Parameter]:
+        """Zero is the text, or where the rows started."""
+        yield self.delta

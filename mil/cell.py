@@ -13,7 +13,7 @@ from feature_extraction.text_bank import TextBank, read_bank, require_match
 from mil.bag import BagSet, FeatureFolder, load_bags, require_space
 from mil.fit import Training
 from mil.module import Optimization
-from mil.parts import Init
+from mil.parts import INITS, Init
 from mil.splits import PARTS, SplitTable, read_split
 
 AUTO = "auto"
@@ -68,7 +68,7 @@ class CellInputs:
         folder_name: Of the feature folder.
         space: Of the bags.
         bags: Those that can be used.
-        init: Whether the aggregator starts from text.
+        init: What the aggregator starts from.
     """
 
     split: SplitTable
@@ -87,9 +87,9 @@ def read_inputs(request: TrainRequest) -> CellInputs:
         InputError: A file is missing, or text is needed and there is none.
         MismatchError: Bank and features are of different encoders or spaces.
     """
-    init = request.aggregator.get("init")
-    if init not in ("text", "random"):
-        raise InputError(f"aggregator.init={init}: expected text or random")
+    init: Init | None = next((known for known in INITS if known == request.aggregator.get("init")), None)
+    if init is None:
+        raise InputError(f"aggregator.init={request.aggregator.get('init')}: expected {', '.join(INITS)}")
     split = read_split(request.split)
     features = FeatureFolder(request.features)
     space = request.space or features.header.space
@@ -115,7 +115,7 @@ def read_inputs(request: TrainRequest) -> CellInputs:
         folder_name=features.path.name,
         space=space,
         bags=bags,
-        init="text" if init == "text" else "random",
+        init=init,
     )
 
 

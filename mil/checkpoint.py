@@ -35,7 +35,7 @@ class ModelCard:
         logit_scale: Natural logarithm of the encoder's factor on the cosine.
         rule: Of the pooling.
         top_j: Of the pooling.
-        init: ``text`` or ``random``.
+        init: ``text``, ``random`` or ``kmeans``.
         filter_nontask: Whether tiles that look like non-task things are left out.
         licence: Of the encoder's weights.
         licence_ancestry: JSON list of the licences behind it.
@@ -67,6 +67,7 @@ class ModelCard:
             raise DamagedFileError(f"{CARD}: unknown pooling rule {rule!r}")
         return Facts(
             dim=self.dim,
+            width=self.dim,
             n_classes=len(self.classes),
             background=None if self.background is None else self.classes.index(self.background),
             text=text,
@@ -109,6 +110,8 @@ def read_model(folder: Path) -> tuple[Aggregator, ModelCard]:
 def _blank_text(card: ModelCard) -> TextPrototypes:
     """Rows of the right shape; the words themselves are among the tensors."""
     membership = torch.zeros(len(card.concepts), len(card.classes))
+    for row, (class_name, _) in enumerate(card.concepts):
+        membership[row, card.classes.index(class_name)] = 1
     return TextPrototypes(
         classes=torch.zeros(len(card.classes), card.dim),
         concepts=torch.zeros(len(card.concepts), card.dim),

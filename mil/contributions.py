@@ -67,9 +67,8 @@ def explain(aggregator: Aggregator, task: Task, bag: Bag) -> Explanation:
     """
     exact = copy.deepcopy(aggregator).double().eval()
     output = exact(bag.tensor(torch.float64), pack([len(bag)]))
-    vectors = output.bag_vectors()[0]
-    logits = exact.head.evidence(vectors).diagonal() + output.bias
-    summed = output.contributions().sum(dim=0) + output.bias
+    logits = exact.head.pooled(output.tiles, output.assignment, output.attention)[0] + output.bias
+    summed = output.contribution.sum(dim=0) + output.bias
     gap = (summed - logits).abs() / logits.abs().clamp(min=1)
     if float(gap.max()) > SUM_TOLERANCE:
         raise DamagedFileError(
@@ -77,7 +76,7 @@ def explain(aggregator: Aggregator, task: Task, bag: Bag) -> Explanation:
         )
     return Explanation(
         bag=bag,
-        contribution=output.contributions().numpy(),
+        contribution=output.contribution.numpy(),
         evidence=output.evidence.numpy(),
         attention=output.attention.numpy(),
         concept_share=_concept_shares(exact, output.vectors).numpy(),
@@ -97,9 +96,12 @@ def auc_against(scores: Float64[np.ndarray, " tile"], is_positive: Bool[np.ndarr
 def _concept_shares(aggregator: Aggregator, vectors: torch.Tensor) -> torch.Tensor:
     """Softmax over the concepts of a class of tau v . c, one column a concept."""
     bank, head = aggregator.bank, aggregator.head
-    if not isinstance(bank, WordBank) or not isinstance(head, TextHead) or len(bank.base_concepts) == 0:
+    if not isinstance(bank, WordBank) or not isinstance(head, TextHead):
         return vectors.new_zeros((len(vectors), 0))
-    scores = head.scale() * (vectors @ bank().concepts.T)
+    concepts = bank().concepts
+    if concepts is None or len(concepts) == 0:
+        return vectors.new_zeros((len(vectors), 0))
+    scores = head.scale() * (vectors @ concepts.T)
     shares = torch.zeros_like(scores)
     for members in bank.membership.bool().T:
         shares[:, members] = scores[:, members].softmax(dim=1)

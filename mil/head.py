@@ -68,12 +68,11 @@ class LinearHead(Head):
 
     Args:
         facts: Given by the composition.
-        width: Of the vectors that come from embed; None for the width of the features.
     """
 
-    def __init__(self, facts: Facts, *, width: int | None = None) -> None:
+    def __init__(self, facts: Facts) -> None:
         super().__init__()
-        self.linear = nn.Linear(width or facts.dim, facts.n_classes)
+        self.linear = nn.Linear(facts.width, facts.n_classes)
 
     def evidence(self, vectors: Float[Tensor, "tile width"]) -> Float[Tensor, "tile class"]:
         """Projection on each class's weight."""

@@ -77,6 +77,8 @@ class MilModule(lightning.LightningModule):
         """
         output = self.aggregator(batch.tiles, batch.packing)
         loss = self.task.loss(output.logits, batch.labels)
+        for auxiliary in self.aggregator.losses:
+            loss = loss + auxiliary.weight * auxiliary(output, batch.labels, self.task)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} on the bags {batch.rows.tolist()}")
         return loss
@@ -114,7 +116,7 @@ def parameter_groups(aggregator: Aggregator, optimization: Optimization, init: I
     for name, parameter in aggregator.named_parameters():
         lr = optimization.lr * (optimization.scale_lr_factor if name.endswith("delta_log_scale") else 1.0)
         residual_decay = optimization.residual_decay if id(parameter) in residuals else 0.0
-        weight_decay = optimization.weight_decay if init == "random" and parameter.ndim > 1 else 0.0
+        weight_decay = optimization.weight_decay if init != "text" and parameter.ndim > 1 else 0.0
         groups.setdefault((lr, residual_decay, weight_decay), []).append(parameter)
     return [
         {"params": parameters, "lr": lr, "residual_decay": residual_decay, "weight_decay": weight_decay}

@@ -28,6 +28,11 @@ class Packing:
         """Number of bags."""
         return len(self.offsets) - 1
 
+    @property
+    def sizes(self) -> Int[Tensor, " bag"]:
+        """Number of tiles of each bag."""
+        return self.offsets.diff()
+
     def to(self, device: torch.device) -> "Packing":
         """The same packing on ``device``."""
         return Packing(offsets=self.offsets.to(device), bag_of_tile=self.bag_of_tile.to(device))
@@ -43,17 +48,42 @@ def pack(sizes: list[int]) -> Packing:
 
 def sum_bags(values: Float[Tensor, "tile column"], packing: Packing) -> Float[Tensor, "bag column"]:
     """Sum over the tiles of each bag."""
-    total = values.new_zeros((packing.n_bags, values.shape[1]))
-    return total.index_add(0, packing.bag_of_tile, values)
+    return sum_groups(values, packing.bag_of_tile, packing.n_bags)
+
+
+def sum_groups(
+    values: Float[Tensor, "tile column"], group_of_tile: Int[Tensor, " tile"], n_groups: int
+) -> Float[Tensor, "group column"]:
+    """Sum over the tiles of each group."""
+    return values.new_zeros((n_groups, values.shape[1])).index_add(0, group_of_tile, values)
 
 
 def softmax_bags(scores: Float[Tensor, "tile column"], packing: Packing) -> Float[Tensor, "tile column"]:
     """Softmax over the tiles of each bag, for each column; -inf takes a tile out."""
-    index = packing.bag_of_tile.unsqueeze(1).expand_as(scores)
-    peak = scores.new_full((packing.n_bags, scores.shape[1]), -torch.inf)
-    peak = peak.scatter_reduce(0, index, scores.detach(), "amax")
-    weights = (scores - peak[packing.bag_of_tile]).exp()
-    return weights / sum_bags(weights, packing)[packing.bag_of_tile]
+    return softmax_groups(scores, packing.bag_of_tile, packing.n_bags)
+
+
+def softmax_groups(
+    scores: Float[Tensor, "tile column"], group_of_tile: Int[Tensor, " tile"], n_groups: int
+) -> Float[Tensor, "tile column"]:
+    """Softmax over the tiles of each group, for each column; -inf takes a tile out."""
+    weights = (scores - _peaks(scores, group_of_tile, n_groups)[group_of_tile]).exp()
+    return weights / sum_groups(weights, group_of_tile, n_groups)[group_of_tile]
+
+
+def logsumexp_bags(scores: Float[Tensor, "tile column"], packing: Packing) -> Float[Tensor, "bag column"]:
+    """Logarithm of the sum of exponentials over the tiles of each bag."""
+    peaks = _peaks(scores, packing.bag_of_tile, packing.n_bags)
+    return peaks + sum_bags((scores - peaks[packing.bag_of_tile]).exp(), packing).log()
+
+
+def _peaks(
+    scores: Float[Tensor, "tile column"], group_of_tile: Int[Tensor, " tile"], n_groups: int
+) -> Float[Tensor, "group column"]:
+    """The largest score of each group, without a gradient."""
+    index = group_of_tile.unsqueeze(1).expand_as(scores)
+    peak = scores.new_full((n_groups, scores.shape[1]), -torch.inf)
+    return peak.scatter_reduce(0, index, scores.detach(), "amax")
 
 
 def is_top(scores: Float[Tensor, "tile column"], packing: Packing, top_j: int | None) -> Bool[Tensor, "tile column"]:

@@ -61,6 +61,7 @@ def facts(rule: str = "margin", top_j: int = 3, init: str = "text", *, has_backg
     )
     return Facts(
         dim=DIM,
+        width=DIM,
         n_classes=len(CLASSES),
         background=CLASSES.index("normal") if has_background else None,
         text=text,

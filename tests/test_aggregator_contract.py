@@ -1,19 +1,22 @@
 """Every yaml of conf/aggregator, found by itself, keeps the promises of an aggregator."""
 
 import math
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from bags import CLASSES, bag, bank, facts
+import zero_shot_loops
+from bags import CLASSES, CONCEPTS, bag, bank, facts
 from torch.nn.functional import cross_entropy
 
 from mil.aggregator import Aggregator, compose
+from mil.bag import BagBatch
 from mil.checkpoint import ModelCard, read_model, write_model
 from mil.contributions import explain
-from mil.module import Optimization, ProximalAdamW, parameter_groups
+from mil.module import MilModule, Optimization, ProximalAdamW, parameter_groups
 from mil.packed import pack
 from mil.parts import Pooling
 from mil.tasks.classification import Classification
@@ -21,29 +24,40 @@ from mil.zeroshot import slide_logits
 
 FOLDER = Path(__file__).parent.parent / "conf" / "aggregator"
 MEMBERS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+CONFIGS = {name: yaml.safe_load((FOLDER / f"{name}.yaml").read_text()) for name in MEMBERS}
+STARTS = [pytest.param(name, init, id=f"{name}-{init}") for name in MEMBERS for init in CONFIGS[name]["inits"]]
+"""Every member from every start that it knows."""
 OPTIMIZATION = Optimization(lr=0.01, residual_decay=0.1, weight_decay=0.01, scale_lr_factor=0.1)
-
-
-def config_of(name: str) -> dict[str, object]:
-    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
 
 
 def make(name: str, rule: str = "margin", top_j: int = 3, init: str | None = None) -> Aggregator:
     torch.manual_seed(0)
-    config = config_of(name)
-    return compose(config, facts(rule, top_j, str(init or config["init"])))
+    aggregator = compose(CONFIGS[name], facts(rule, top_j, init or str(CONFIGS[name]["init"])))
+    aggregator.fit_parts(torch.cat([bag(60, seed).tensor() for seed in range(3)]))
+    return aggregator
 
 
-def stepped(name: str, n_steps: int = 3) -> Aggregator:
-    """A member after a few training steps, so that nothing is at its neutral start."""
-    aggregator = make(name)
-    init = str(config_of(name)["init"])
-    optimizer = ProximalAdamW(parameter_groups(aggregator, OPTIMIZATION, init), lr=OPTIMIZATION.lr)
-    tiles = torch.cat([bag(n, seed).tensor() for seed, n in enumerate((9, 14, 11))])
+def take_steps(aggregator: Aggregator, init: str, n_steps: int) -> None:
+    """Train on three small bags, with every loss that the member has."""
+    module = MilModule(aggregator, Classification(), OPTIMIZATION, init)
+    optimizer = module.configure_optimizers()
+    sizes = [9, 14, 11]
+    batch = BagBatch(
+        tiles=torch.cat([bag(n, seed).tensor() for seed, n in enumerate(sizes)]),
+        packing=pack(sizes),
+        labels=torch.tensor([0, 1, 2]),
+        rows=torch.arange(3),
+    )
     for _ in range(n_steps):
         optimizer.zero_grad()
-        cross_entropy(aggregator(tiles, pack([9, 14, 11])).logits, torch.tensor([0, 1, 2])).backward()
+        module.training_step(batch, 0).backward()
         optimizer.step()
+
+
+def stepped(name: str, n_steps: int = 3, init: str | None = None) -> Aggregator:
+    """A member after a few training steps, so that nothing is at its neutral start."""
+    aggregator = make(name, init=init)
+    take_steps(aggregator, init or str(CONFIGS[name]["init"]), n_steps)
     return aggregator.eval()
 
 
@@ -57,27 +71,27 @@ def test_first_line_of_the_yaml_says_what_it_is(name: str):
     assert (FOLDER / f"{name}.yaml").read_text().startswith("# ")
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_packing_changes_nothing(name: str):
-    aggregator = stepped(name)
+@pytest.mark.parametrize(("name", "init"), STARTS)
+def test_packing_changes_nothing(name: str, init: str):
+    aggregator = stepped(name, init=init)
     bags_ = [bag(n, seed).tensor() for seed, n in enumerate((1, 7, 30))]
     together = logits_of(aggregator, *bags_)
     alone = torch.cat([logits_of(aggregator, b) for b in bags_])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_order_of_tiles_changes_nothing(name: str):
-    aggregator = stepped(name)
+@pytest.mark.parametrize(("name", "init"), STARTS)
+def test_order_of_tiles_changes_nothing(name: str, init: str):
+    aggregator = stepped(name, init=init)
     tiles = bag(25, seed=3).tensor()
     shuffled = tiles[torch.randperm(25, generator=torch.Generator().manual_seed(1))]
     torch.testing.assert_close(logits_of(aggregator, tiles), logits_of(aggregator, shuffled), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize(("name", "init"), STARTS)
 @pytest.mark.parametrize("n_tiles", [1, 2, 50])
-def test_contributions_and_bias_sum_to_the_logit(name: str, n_tiles: int):
-    aggregator = stepped(name)
+def test_contributions_and_bias_sum_to_the_logit(name: str, init: str, n_tiles: int):
+    aggregator = stepped(name, init=init)
     explanation = explain(aggregator, Classification(), bag(n_tiles, seed=5))
     total = explanation.contribution.sum(axis=0) + explanation.bias
     np.testing.assert_allclose(total, explanation.logits, atol=1e-5 * max(1, np.abs(explanation.logits).max()))
@@ -85,9 +99,9 @@ def test_contributions_and_bias_sum_to_the_logit(name: str, n_tiles: int):
     np.testing.assert_allclose(explanation.logits, single.numpy(), atol=1e-3)
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_attention_is_a_distribution_over_each_bag(name: str):
-    aggregator = stepped(name)
+@pytest.mark.parametrize(("name", "init"), STARTS)
+def test_attention_is_a_distribution_over_each_bag(name: str, init: str):
+    aggregator = stepped(name, init=init)
     with torch.inference_mode():
         output = aggregator(torch.cat([bag(4, 1).tensor(), bag(9, 2).tensor()]), pack([4, 9]))
     assert (output.attention >= 0).all()
@@ -95,25 +109,19 @@ def test_attention_is_a_distribution_over_each_bag(name: str):
         torch.testing.assert_close(part.sum(dim=0), torch.ones(len(CLASSES)))
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_every_trainable_tensor_changes_within_two_steps(name: str):
-    aggregator = make(name)
+@pytest.mark.parametrize(("name", "init"), STARTS)
+def test_every_trainable_tensor_changes_within_two_steps(name: str, init: str):
+    aggregator = make(name, init=init)
     before = {key: value.clone() for key, value in aggregator.named_parameters()}
-    init = str(config_of(name)["init"])
-    optimizer = ProximalAdamW(parameter_groups(aggregator, OPTIMIZATION, init), lr=OPTIMIZATION.lr)
-    tiles = torch.cat([bag(n, seed).tensor() for seed, n in enumerate((9, 14, 11))])
-    for _ in range(2):
-        optimizer.zero_grad()
-        cross_entropy(aggregator(tiles, pack([9, 14, 11])).logits, torch.tensor([0, 1, 2])).backward()
-        optimizer.step()
+    take_steps(aggregator, init, 2)
     still = [key for key, value in aggregator.named_parameters() if torch.equal(before[key], value)]
     assert still == []
 
 
-@pytest.mark.parametrize("name", MEMBERS)
-def test_a_saved_model_predicts_the_same_when_loaded(name: str, tmp_path: Path):
-    aggregator = stepped(name)
-    config = config_of(name)
+@pytest.mark.parametrize(("name", "init"), STARTS)
+def test_a_saved_model_predicts_the_same_when_loaded(name: str, init: str, tmp_path: Path):
+    aggregator = stepped(name, init=init)
+    config = CONFIGS[name] | {"init": init}
     card = ModelCard(
         aggregator=config,
         task={"_target_": "mil.tasks.classification.Classification"},
@@ -141,34 +149,44 @@ def test_a_saved_model_predicts_the_same_when_loaded(name: str, tmp_path: Path):
     assert torch.equal(logits_of(aggregator, tiles), logits_of(loaded, tiles))
 
 
-def reference_attention(rule: str, top_j: int, scores: np.ndarray) -> np.ndarray:
-    """a0 by a plain loop, for one class of one bag."""
-    n = len(scores)
-    count = {"mean": n, "max": 1}.get(rule, min(top_j, n))
-    chosen = sorted(range(n), key=lambda i: (-scores[i], i))[:count]
-    return np.array([1 / count if i in chosen else 0.0 for i in range(n)])
+TEXT_MEMBERS = [name for name in MEMBERS if "text" in CONFIGS[name]["inits"]]
 
 
-TEXT_MEMBERS = [name for name in MEMBERS if config_of(name)["init"] == "text"]
+def of_text(options: dict[str, object]) -> dict[str, object]:
+    """A part's options at a text start."""
+    return options.get("text", options)
 
 
 @pytest.mark.parametrize("name", TEXT_MEMBERS)
 @pytest.mark.parametrize("rule", ["mean", "max", "topj", "margin"])
 @pytest.mark.parametrize("n_tiles", [1, 2, 40])
 def test_step_zero_is_the_members_own_zero_shot(name: str, rule: str, n_tiles: int):
-    words = bank()
-    aggregator = make(name, rule).double()
+    words, given = bank(), facts(rule)
+    aggregator = make(name, rule, init="text").double()
     one = bag(n_tiles, seed=n_tiles)
     with torch.inference_mode():
         output = aggregator.eval()(one.tensor(torch.float64), pack([n_tiles]))
     unit = one.features.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    classes = np.stack([words.class_vector(c) for c in CLASSES])
+    concepts = np.stack([words.concept_vector(*pair) for pair in CONCEPTS])
     tau = math.exp(words.logit_scale)
-    scores = tau * unit @ np.stack([words.class_vector(c) for c in CLASSES]).T
+    scores = tau * unit @ classes.T
     if rule == "margin":
         scores = scores - scores[:, [CLASSES.index("normal")]]
-    own_rule = "mean" if name == "mean" else rule
-    expected = [reference_attention(own_rule, 3, scores[:, k]) @ scores[:, k] for k in range(len(CLASSES))]
+    start = zero_shot_loops.Start(
+        unit=unit,
+        scores=scores,
+        classes=classes,
+        rows=np.concatenate([concepts, classes[[CLASSES.index("normal")]]]),  # the class that has no concept
+        membership=np.concatenate([given.text.membership.numpy(), np.eye(3)[[CLASSES.index("normal")]]]),
+        tau=tau,
+        rule=rule,
+        top_j=3,
+        weights={key: value.numpy() for key, value in aggregator.state_dict().items()},
+    )
+    config = CONFIGS[name]
+    expected = zero_shot_loops.logits(start, of_text(config["assign"]), of_text(config["route"]))
     np.testing.assert_allclose(output.logits[0].numpy(), expected, atol=1e-5)
 
 
@@ -218,7 +236,20 @@ def test_background_logit_is_zero_under_the_margin_rule_whatever_was_learned():
     assert (logits[0, :2] != 0).all()
 
 
-def test_a_bag_of_a_hundred_thousand_tiles_passes():
+@pytest.mark.parametrize(("name", "init"), STARTS)
+def test_a_large_bag_passes_in_bounded_memory(name: str, init: str):
+    """A hundred thousand tiles; whoever looks at pairs of tiles must not hold them all."""
+    aggregator = make(name, init=init).eval()
+    n_tiles = 100_000 if aggregator.context is None else 12_000
+    tiles = bag(n_tiles, seed=4).tensor()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with torch.inference_mode():
+        output = aggregator(tiles, pack([n_tiles]))
+    assert torch.isfinite(output.logits).all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # KiB
+
+
+def test_a_large_bag_starts_as_zero_shot_too():
     logits = logits_of(make("prompt"), bag(100_000, seed=4).tensor())
     expected = slide_logits(bag(100_000, seed=4), bank(), CLASSES, Pooling(rule="margin", top_j=3))
     np.testing.assert_allclose(logits[0].numpy(), expected, atol=1e-4)

@@ -1,0 +1,144 @@
+"""Part 6 of an aggregator, head: what is additive in the tiles without being linear in them."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mil.head import LinearHead, TextHead
+from mil.packed import sum_bags
+from mil.parts import Assignment, Facts, Head, Tiles
+
+
+class AdditiveHead(Head):
+    """Each weighted tile is classified and the classifications are summed (Javed et al. 2022, arXiv 2206.01794).
+
+    ``c_ik = a_ik e_ik + psi(a_ik v_i)_k`` with a linear part e (the words, or a random layer) and a network psi whose
+    last layer is zero at a text start.
+
+    Args:
+        facts: Given by the composition.
+        hidden: Of psi.
+    """
+
+    def __init__(self, facts: Facts, *, hidden: int) -> None:
+        super().__init__()
+        self.linear = TextHead(facts) if facts.init == "text" else LinearHead(facts)
+        self.starts_at_zero = facts.init == "text"
+        self.margin_class = facts.margin_class
+        self.hidden = nn.Sequential(nn.Linear(facts.width, hidden), nn.GELU())
+        self.out = nn.Linear(hidden, facts.n_classes, bias=False)
+        if self.starts_at_zero:
+            nn.init.zeros_(self.out.weight)
+
+    def evidence(self, vectors: Float[Tensor, "tile width"]) -> Float[Tensor, "tile class"]:
+        """What the tile would say with all the attention."""
+        return self.linear.evidence(vectors) + self._psi(vectors)
+
+    def bias_row(self) -> Float[Tensor, " class"]:
+        """Of the linear part."""
+        return self.linear.bias_row()
+
+    def contributions(
+        self, tiles: Tiles, assignment: Assignment, attention: Float[Tensor, "tile class"]
+    ) -> Float[Tensor, "tile class"]:
+        """c_ik: exact, and no multiple of the evidence."""
+        curved = [self._psi(a.unsqueeze(1) * tiles.vectors)[:, k] for k, a in enumerate(attention.T)]
+        return attention * self.linear.evidence(tiles.vectors) + torch.stack(curved, dim=1)
+
+    def pooled(
+        self, tiles: Tiles, assignment: Assignment, attention: Float[Tensor, "tile class"]
+    ) -> Float[Tensor, "bag class"]:
+        """The linear part of the pooled vector, and the sum of the rest."""
+        curved = [self._psi(a.unsqueeze(1) * tiles.vectors)[:, k] for k, a in enumerate(attention.T)]
+        return self.linear.pooled(tiles, assignment, attention) + sum_bags(torch.stack(curved, dim=1), tiles.packing)
+
+    def residuals(self) -> Iterator[nn.Parameter]:
+        """The linear part's, and psi's last layer."""
+        if self.starts_at_zero:
+            yield from (*self.linear.residuals(), *self.out.parameters())
+
+    def _psi(self, vectors: Float[Tensor, "tile width"]) -> Float[Tensor, "tile class"]:
+        """Psi less its value at zero: a tile without attention says nothing, nor does any for a margin's background."""
+        curved = self.out(self.hidden(vectors) - self.hidden(vectors.new_zeros((1, vectors.shape[1]))))
+        if self.margin_class is None or not self.starts_at_zero:
+            return curved
+        keep = torch.ones(curved.shape[1]).to(curved)
+        keep[self.margin_class] = 0
+        return curved * keep
+
+
+class MixtureHead(Head):
+    """A linear score of a mixture: of how much of it there is, where it lies and how wide it is, for each prototype.
+
+    ``l_k = sum_m pi_m (alpha_mk + w_mk . mu_m + gamma_mk . var_m) + b_k`` with ``pi_m = sum_i A_im``, ``mu_m`` and
+    ``var_m`` the weighted mean and variance of the tiles of prototype m (PANTHER: Song et al. 2024, arXiv 2405.11643).
+    Given the assignment A it is a sum over the tiles, ``c_ik = sum_m A_im (alpha_mk + w_mk . v_i + gamma_mk . (v_i -
+    mu_m)^2)``. At a text start ``w_mk`` is tau times class k's word for every m, and alpha = gamma = 0.
+
+    Args:
+        facts: Given by the composition.
+        n_rows: Of the bank, None for the words'.
+    """
+
+    keep: torch.Tensor
+
+    def __init__(self, facts: Facts, *, n_rows: int | None = None) -> None:
+        super().__init__()
+        n_rows = len(facts.named_rows[0]) if n_rows is None else n_rows
+        self.linear = TextHead(facts) if facts.init == "text" else LinearHead(facts)
+        self.starts_at_zero = facts.init == "text"
+        keep = torch.ones(facts.n_classes)
+        if self.starts_at_zero and facts.margin_class is not None:
+            keep[facts.margin_class] = 0
+        self.register_buffer("keep", keep)
+        self.share = nn.Parameter(torch.zeros(n_rows, facts.n_classes))
+        self.shift = nn.Parameter(torch.zeros(n_rows, facts.n_classes, facts.width))
+        self.spread = nn.Parameter(torch.zeros(n_rows, facts.n_classes, facts.width))
+
+    def evidence(self, vectors: Float[Tensor, "tile width"]) -> Float[Tensor, "tile class"]:
+        """The part that is the same for every prototype."""
+        return self.linear.evidence(vectors)
+
+    def bias_row(self) -> Float[Tensor, " class"]:
+        """Of the linear part."""
+        return self.linear.bias_row()
+
+    def contributions(
+        self, tiles: Tiles, assignment: Assignment, attention: Float[Tensor, "tile class"]
+    ) -> Float[Tensor, "tile class"]:
+        """c_ik, exact given the assignment."""
+        total = assignment.weights.sum(dim=1, keepdim=True) * tiles.evidence
+        for m, weight in enumerate(assignment.weights.T):
+            mean, _ = self._moments(tiles, weight.unsqueeze(1))
+            off = (tiles.vectors - mean[tiles.packing.bag_of_tile]).square()
+            own = self.share[m] + tiles.vectors @ self.shift[m].T + off @ self.spread[m].T
+            total = total + weight.unsqueeze(1) * own * self.keep
+        return total
+
+    def pooled(
+        self, tiles: Tiles, assignment: Assignment, attention: Float[Tensor, "tile class"]
+    ) -> Float[Tensor, "bag class"]:
+        """From the mixture's own numbers."""
+        logits = self.evidence(sum_bags(assignment.weights.sum(dim=1, keepdim=True) * tiles.vectors, tiles.packing))
+        for m, weight in enumerate(assignment.weights.T):
+            mean, variance = self._moments(tiles, weight.unsqueeze(1))
+            amount = sum_bags(weight.unsqueeze(1), tiles.packing)
+            own = self.share[m] + mean @ self.shift[m].T + variance @ self.spread[m].T
+            logits = logits + amount * own * self.keep
+        return logits
+
+    def _moments(
+        self, tiles: Tiles, weight: Float[Tensor, "tile 1"]
+    ) -> tuple[Float[Tensor, "bag width"], Float[Tensor, "bag width"]]:
+        """Weighted mean and variance of each bag's tiles."""
+        amount = sum_bags(weight, tiles.packing).clamp(min=1e-12)
+        mean = sum_bags(weight * tiles.vectors, tiles.packing) / amount
+        square = sum_bags(weight * tiles.vectors.square(), tiles.packing) / amount
+        return mean, square - mean.square()
+
+    def residuals(self) -> Iterator[nn.Parameter]:
+        """Everything trainable: zero is the text."""
+        if self.starts_at_zero:
+            yield from (*self.linear.residuals(), self.share, self.shift, self.spread)
