@@ -28,8 +28,8 @@ fix: $(STAMP)
 	$(BIN)/python -m feature_extraction.encoder_table README.md
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/extract.py
-	$(BIN)/python benchmarks/cohort.py $(ARGS)
+	$(BIN)/python -P benchmarks/extract.py
+	$(BIN)/python -P benchmarks/cohort.py $(ARGS)
 
 # A new environment whenever what it is made from changes. --system-site-packages is off: nothing from outside counts.
 $(STAMP): pyproject.toml constraints.txt

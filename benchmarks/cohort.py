@@ -1,6 +1,6 @@
 """The whole way on a labelled cohort, through the commands: every method with intervals, maps against the truth.
 
-    python benchmarks/cohort.py [--data <folder> --weights <folder> --prompts lung] [--out <folder>] [--precision bf16]
+    python -P benchmarks/cohort.py [--data <folder> --weights <folder> --prompts lung] [--out <folder>]
 
 ``--data`` holds ``slides/``, ``labels.csv`` (patient_id, slide_id, label), ``truth/<slide_id>.geojson``; ``--weights``
 is a dual encoder in transformers' format. Without them: the drawn cohort of the demo and its encoder. Prints a Markdown

@@ -1,6 +1,6 @@
 """What extraction costs: reading, resampling, a whole run, slide borders, the encoder's precision.
 
-    python benchmarks/extract.py [--tiles <folder of H&E pictures>] [--weights <dual encoder>] [--rounds 3]
+    python -P benchmarks/extract.py [--tiles <folder of H&E pictures>] [--weights <dual encoder>] [--rounds 3]
 
 Makes its slides (4:2:0 and 4:4:4 JPEG, Q85) from the pictures, or from drawn tissue. Everything is CPU seconds per
 1,000 tiles of 256 px, the median of rounds that take turns in one process; what counts are the ratios. ``floor`` is

@@ -133,14 +133,14 @@ class FeatureFile:
         self._checked = False
 
     def features(self) -> Shaped[np.ndarray, "tile dim"]:
-        """The primary embeddings as a read-only memory map.
+        """The primary embeddings as a memory map; what is written to it would stay in this process, not reach the file.
 
         Raises:
             DamagedFileError: A block differs from its checksum (checked the first time this object is asked).
         """
         if self._offset is None:
             return np.empty(self.shape, self.dtype)
-        rows = np.memmap(self.path, dtype=self.dtype, mode="r", offset=self._offset, shape=self.shape)
+        rows = np.memmap(self.path, dtype=self.dtype, mode="c", offset=self._offset, shape=self.shape)
         if not self._checked:
             self._compare(rows, self._checksums)
             self._checked = True

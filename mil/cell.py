@@ -15,6 +15,8 @@ from mil.fit import Training
 from mil.module import Optimization
 from mil.parts import INITS, Init
 from mil.splits import PARTS, SplitTable, read_split
+from mil.task import build_task
+from mil.word_controls import controlled
 
 AUTO = "auto"
 """Value of ``pooling.top_j`` that lets the validation part choose."""
@@ -33,6 +35,7 @@ class TrainRequest:
         seed: Of initialisation, order and draws.
         space: Embeddings to use, None for the primary ones.
         filter_nontask: Leave out tiles that look like non-task things.
+        words: ``own``, or a control of `mil.word_controls`.
         aggregator: Composed yaml.
         task: Composed yaml.
         rule: Pooling rule, None for the default of the bank.
@@ -49,6 +52,7 @@ class TrainRequest:
     seed: int
     space: str | None
     filter_nontask: bool
+    words: str
     aggregator: Mapping[str, object]
     task: Mapping[str, object]
     rule: str | None
@@ -63,7 +67,7 @@ class CellInputs:
 
     Attributes:
         split: The split.
-        bank: The words, None without text.
+        bank: The words, those of the control if it is one; None without text.
         header: Of one feature file; the others agree with it.
         folder_name: Of the feature folder.
         space: Of the bags.
@@ -90,11 +94,11 @@ def read_inputs(request: TrainRequest) -> CellInputs:
     init: Init | None = next((known for known in INITS if known == request.aggregator.get("init")), None)
     if init is None:
         raise InputError(f"aggregator.init={request.aggregator.get('init')}: expected {', '.join(INITS)}")
-    split = read_split(request.split)
+    split = read_split(request.split, kind=build_task(request.task).labels)
     features = FeatureFolder(request.features)
     space = request.space or features.header.space
     require_space(space, features)
-    bank = None if request.bank is None else read_bank(request.bank)
+    bank = None if request.bank is None else controlled(read_bank(request.bank), request.words, request.seed)
     if init == "text" and bank is None:
         raise InputError("this aggregator starts from text: give bank=… (made with `promptmil prompts`)")
     if bank is not None:
@@ -133,6 +137,7 @@ def cell_record(request: TrainRequest, inputs: CellInputs) -> dict[str, object]:
         "seed": request.seed,
         "space": inputs.space,
         "filter_nontask": request.filter_nontask,
+        "words": request.words,
         "features": address(dict(inputs.bags.content)),
         "prompts": bank and bank.prompt_set_sha256,
         "encoder": inputs.header.encoder_fingerprint,
@@ -142,6 +147,7 @@ def cell_record(request: TrainRequest, inputs: CellInputs) -> dict[str, object]:
         "cell": address(determines)[:12],
         "aggregator": str(request.aggregator.get("name", "unnamed")),
         "init": inputs.init,
+        "words": request.words,
         "space": inputs.space,
         "encoder": inputs.header.encoder,
         "encoder_fingerprint": inputs.header.encoder_fingerprint,
@@ -152,6 +158,7 @@ def cell_record(request: TrainRequest, inputs: CellInputs) -> dict[str, object]:
         "split_sha256": inputs.split.sha256(),
         "scheme": inputs.split.scheme,
         "shots": inputs.split.shots,
+        "labels": build_task(request.task).labels.name,
         "fold": request.fold,
         "seed": request.seed,
         "pooling": {"rule": request.rule, "top_j": request.top_j},

@@ -1,7 +1,7 @@
 """A trained aggregator on disk: tensors as safetensors, everything else as plain JSON. No pickle is written or read."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -39,6 +39,7 @@ class ModelCard:
         filter_nontask: Whether tiles that look like non-task things are left out.
         licence: Of the encoder's weights.
         licence_ancestry: JSON list of the licences behind it.
+        learned: What the task took from the training part (weights, bins, anchors), as `Task.state` gives it.
     """
 
     aggregator: Mapping[str, object]
@@ -59,6 +60,7 @@ class ModelCard:
     filter_nontask: bool
     licence: str
     licence_ancestry: str
+    learned: Mapping[str, object] = field(default_factory=dict[str, object])
 
     def facts(self, text: TextPrototypes | None) -> Facts:
         """The facts that the parts are built from."""

@@ -1,21 +1,15 @@
-"""The console command: find the command, let Hydra compose its configuration, turn what happens into an exit code.
-
-Exit codes: 0 everything asked for was done; 1 a bug; 2 bad input or configuration, nothing started; 3 finished,
-but some slides or jobs failed (they are listed); 4 stopped by a signal, run the same line again to go on.
-"""
+"""The console command: find the command, let Hydra compose its configuration, hand it over (exit codes: `mil.jobs`)."""
 
 import importlib
-import logging
 import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mil.unfailing import unfailing_stderr
+from mil.jobs import BAD_INPUT, STOPPED, complain, guarded, worst
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -62,7 +56,6 @@ ACTIONS = {  # a second word, and the configuration it is composed from
         "a language model writes a prompt set to review",
     ),
 }
-BUG, BAD_INPUT, PARTLY_FAILED, STOPPED = 1, 2, 3, 4
 PROMPTS_KEY = "prompts="
 FLAGS_WITH_VALUE = frozenset(
     {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c"}
@@ -76,55 +69,86 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(_overview())
         return 0
     if words[0] not in COMMANDS:
-        _complain(f"promptmil: unknown command {words[0]!r}; known: {', '.join(COMMANDS)}")
+        complain(f"promptmil: unknown command {words[0]!r}; known: {', '.join(COMMANDS)}")
         return BAD_INPUT
     name = words[0]
     if len(words) > 1 and words[1].isalpha():
         name = f"{words[0]} {words[1]}"
         if name not in ACTIONS:
             known = [action for action in ACTIONS if action.startswith(f"{words[0]} ")]
-            _complain(f"promptmil: unknown action {name!r}; known: {', '.join(known) or 'none of this command'}")
+            complain(f"promptmil: unknown action {name!r}; known: {', '.join(known) or 'none of this command'}")
             return BAD_INPUT
     rest = words[len(name.split()) :]
     return _run(name, flags_first([plain for word in rest for plain in _as_plain_keys(word)]))
 
 
 def _run(name: str, overrides: list[str]) -> int:
-    """Hand the command to Hydra. A job never raises, so that one failing cell of a sweep lets the others finish."""
+    """Hand the command to Hydra."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
 
     from feature_extraction.configuration import conf_folder
 
     module, config_name, _ = ACTIONS[name] if name in ACTIONS else (COMMANDS[name][0], name, "")
-    codes: list[int] = []
-    interrupts = _Interrupts()
+    jobs = _Jobs(module)
 
     def job(config: "DictConfig") -> None:
-        if interrupts.has_come:
-            codes.append(STOPPED)
-        if STOPPED in codes:
-            return  # a signal stops the sweep, not only the cell it fell into
-        codes.append(_guarded(importlib.import_module(module).run, config))
+        jobs.take(config, is_cell=HydraConfig.get().mode is RunMode.MULTIRUN)
 
     application = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)(job)
     kept, sys.argv = sys.argv, [f"promptmil {name}", *overrides]
     GlobalHydra.instance().clear()  # a command may run others: the demo does
     try:
-        with interrupts:
+        with jobs.interrupts:
             application()
+            jobs.finish()
     except KeyboardInterrupt:  # between two cells of a sweep
-        codes.append(STOPPED)
+        jobs.codes.append(STOPPED)
     except HydraException as error:
-        _complain(f"error: {error}")
+        complain(f"error: {error}")
         return BAD_INPUT
     except SystemExit as exit_request:  # Hydra's way of saying that the configuration does not compose
-        if exit_request.code not in (0, None) and not codes:
+        if exit_request.code not in (0, None) and not jobs.codes:
             return BAD_INPUT
     finally:
         sys.argv = kept
-    return _worst(codes)
+    return worst(jobs.codes)
+
+
+class _Jobs:
+    """What Hydra composes, one configuration after the other. A job never raises, so that the others finish.
+
+    Args:
+        module: Of the command. Where it says how many cells may run at once, those of a sweep wait until all are known:
+            Hydra's own launcher would run one after the other.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._cells: list[DictConfig] = []
+        self.codes: list[int] = []
+        self.interrupts = _Interrupts()
+
+    def take(self, config: "DictConfig", *, is_cell: bool) -> None:
+        """Run a job, or keep it."""
+        command = importlib.import_module(self._module)
+        if self.interrupts.has_come:
+            self.codes.append(STOPPED)
+        if STOPPED in self.codes:
+            return  # a signal stops the sweep, not only the cell it fell into
+        if is_cell and hasattr(command, "at_once"):
+            self._cells.append(config)
+        else:
+            self.codes.append(guarded(command.run, config))
+
+    def finish(self) -> None:
+        """Run the cells that were kept."""
+        if self._cells and STOPPED not in self.codes:
+            side_by_side = importlib.import_module("mil.commands.side_by_side")
+            self.codes += side_by_side.run_cells(self._module, self._cells)
 
 
 class _Interrupts:
@@ -149,59 +173,6 @@ class _Interrupts:
     def _take(self, _number: int, _frame: FrameType | None) -> None:
         self.has_come = True
         raise KeyboardInterrupt
-
-
-def _worst(codes: Sequence[int]) -> int:
-    """One code for a sweep: a signal and a bug outrank; some failed and some done is 3."""
-    failing = [code for code in codes if code]
-    if not failing:
-        return 0
-    for code in (STOPPED, BUG):
-        if code in failing:
-            return code
-    return failing[0] if len(failing) == len(codes) else PARTLY_FAILED
-
-
-def _guarded(run: "Callable[[DictConfig], int]", config: "DictConfig") -> int:
-    """Run a command; a message for people instead of a stack where the fault is in the input."""
-    with unfailing_stderr():
-        return _with_code(run, config)
-
-
-def _with_code(run: "Callable[[DictConfig], int]", config: "DictConfig") -> int:
-    from omegaconf.errors import OmegaConfBaseException
-
-    from feature_extraction.errors import PromptmilError
-
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what we report in our own words
-    try:
-        _require_keys(config)
-        return run(config)
-    except (PromptmilError, OmegaConfBaseException) as error:
-        _complain(f"error: {error}")
-        return BAD_INPUT
-    except OSError as error:
-        _complain(f"error: {error.filename or ''}: {error.strerror or error}; check the space and the rights of out=…")
-        return PARTLY_FAILED
-    except (KeyboardInterrupt, SystemExit):  # SystemExit is what Lightning makes of both signals
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        _complain("stopped; run the same command again to go on")
-        return STOPPED
-    except Exception:
-        logging.getLogger(__name__).exception("a bug in promptmil")
-        return BUG
-
-
-def _require_keys(config: "DictConfig") -> None:
-    """Name every mandatory key that is missing, at once."""
-    from omegaconf import OmegaConf
-
-    from feature_extraction.errors import InputError
-
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise InputError(f"needs {', '.join(f'{key}=…' for key in missing)}; see --help")
 
 
 def flags_first(words: Sequence[str]) -> list[str]:
@@ -234,8 +205,3 @@ def _overview() -> str:
 
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
-
-
-def _complain(text: str) -> None:
-    with suppress(OSError):  # as in unfailing_stderr
-        sys.stderr.write(text + "\n")

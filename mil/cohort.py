@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feature_extraction.errors import InputError
+from mil.labels import ONE_CLASS, LabelKind
 
 NOT_A_VALUE = frozenset({"", "na", "n/a", "nan", "none", "null"})
 """Cells (lower case) that spreadsheets and scripts leave where a value is missing; never an id or a class."""
@@ -19,7 +20,7 @@ class CohortRow:
     Attributes:
         slide_id: Unique in the table.
         patient_id: The unit that folds and intervals respect.
-        label: Its class, the same for all slides of a patient.
+        label: As `mil.labels` reads it, the same for all slides of a patient.
         site: Where it comes from, None when the table does not say.
     """
 
@@ -40,11 +41,11 @@ class Cohort:
     rows: tuple[CohortRow, ...]
 
     def labels_of_patients(self) -> dict[str, str]:
-        """Patient to class, in the order of the patient ids, whatever the order of the table."""
+        """Patient to label, in the order of the patient ids, whatever the order of the table."""
         return dict(sorted((row.patient_id, row.label) for row in self.rows))
 
 
-def read_labels(path: Path, *, slide_is_patient: bool = False) -> Cohort:
+def read_labels(path: Path, *, slide_is_patient: bool = False, kind: LabelKind = ONE_CLASS) -> Cohort:
     """Read a CSV with the columns ``slide_id, patient_id, label`` and optionally ``site``; others are ignored.
 
     Cells are text and lose the blanks around them: ``007`` stays ``007``.
@@ -52,24 +53,27 @@ def read_labels(path: Path, *, slide_is_patient: bool = False) -> Cohort:
     Args:
         path: The table.
         slide_is_patient: Each slide is its own patient; only for a table without a ``patient_id`` column.
+        kind: What a label is, and which columns hold it.
 
     Raises:
-        InputError: A column is missing, a value is missing, a slide is there twice, or a patient has two labels.
+        InputError: A column is missing, a value is missing or cannot be read, a slide is there twice, or a patient has
+            two labels.
     """
     columns, lines = read_rows(path)
-    _require_columns(path, columns, slide_is_patient=slide_is_patient)
+    _require_columns(path, columns, kind.columns(columns), slide_is_patient=slide_is_patient)
     patient_column = "slide_id" if slide_is_patient else "patient_id"
-    _require_values(path, lines, dict.fromkeys(("slide_id", patient_column, "label")))
+    _require_values(path, lines, dict.fromkeys(("slide_id", patient_column, *kind.columns(columns))))
     rows = tuple(
         CohortRow(
             slide_id=line["slide_id"],
             patient_id=line[patient_column],
-            label=line["label"],
+            label=kind.cell(line),
             site=None if is_missing(line.get("site", "")) else line["site"],
         )
         for line in lines.values()
     )
     _require_unique(path, rows)
+    require_readable(str(path), ((row.slide_id, row.label) for row in rows), kind)
     _require_one_label(path, rows)
     return Cohort(rows=rows)
 
@@ -109,8 +113,21 @@ def listed(items: Iterable[str], *, most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _require_columns(path: Path, columns: Sequence[str], *, slide_is_patient: bool) -> None:
-    missing = [name for name in ("slide_id", "label") if name not in columns]
+def require_readable(name: str, pairs: Iterable[tuple[str, str]], kind: LabelKind) -> None:
+    """Refuse labels that this kind cannot read, from (slide, label) pairs.
+
+    Raises:
+        InputError: With the slides, what they hold and what was expected.
+    """
+    faults = [(slide_id, label, kind.fault(label)) for slide_id, label in pairs]
+    said = [f"slide {slide_id}: {label!r}" for slide_id, label, fault in faults if fault]
+    if said:
+        expected = next(fault for _, _, fault in faults if fault)
+        raise InputError(f"{name}: expected {expected}, got {listed(said)}; correct them, or choose another task=…")
+
+
+def _require_columns(path: Path, columns: Sequence[str], of_label: Sequence[str], *, slide_is_patient: bool) -> None:
+    missing = [name for name in ("slide_id", *of_label) if name not in columns]
     if missing:
         raise InputError(f"{path}: no column {listed(missing)}; got {listed(columns)}; add it")
     has_patients = "patient_id" in columns

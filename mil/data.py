@@ -9,21 +9,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mil.bag import Bag, BagBatch, collate
+from mil.labels import Target
 
-Item = tuple[Float[Tensor, "tile dim"], int, int]
+Item = tuple[Float[Tensor, "tile dim"], Target, int]
 
 
 class BagDataset(Dataset[Item]):
-    """Bags with their labels.
+    """Bags with their targets.
 
     Args:
         bags: In a fixed order.
-        labels: Class index of each.
+        labels: Target of each, as the task made them.
         max_tiles: Tiles drawn anew from a larger bag at each visit; None for all.
         seed: Of the draws.
     """
 
-    def __init__(self, bags: Sequence[Bag], labels: Sequence[int], *, max_tiles: int | None, seed: int) -> None:
+    def __init__(self, bags: Sequence[Bag], labels: Sequence[Target], *, max_tiles: int | None, seed: int) -> None:
         self._bags = bags
         self._labels = labels
         self._max_tiles = max_tiles
@@ -47,7 +48,7 @@ def drawn_tiles(bag: Bag, max_tiles: int) -> Float[Tensor, "tile dim"]:
 
 
 def train_loader(
-    bags: Sequence[Bag], labels: Sequence[int], *, batch_size: int, max_tiles: int, seed: int
+    bags: Sequence[Bag], labels: Sequence[Target], *, batch_size: int, max_tiles: int, seed: int
 ) -> DataLoader[Item]:
     """Shuffled batches for training, the same for the same seed."""
     return DataLoader(
@@ -59,7 +60,7 @@ def train_loader(
     )
 
 
-def eval_loader(bags: Sequence[Bag], labels: Sequence[int], *, batch_size: int) -> DataLoader[Item]:
+def eval_loader(bags: Sequence[Bag], labels: Sequence[Target], *, batch_size: int) -> DataLoader[Item]:
     """Every tile of every bag, in order."""
     return DataLoader(BagDataset(bags, labels, max_tiles=None, seed=0), batch_size=batch_size, collate_fn=collate)
 

@@ -11,13 +11,12 @@ import pandas as pd
 from feature_extraction.errors import DamagedFileError, InputError, MismatchError
 from feature_extraction.files import read_json
 from feature_extraction.header import FeatureHeader
-from feature_extraction.targets import construct
 from feature_extraction.text_bank import TextBank, read_bank
 from mil.aggregator import Aggregator
 from mil.bag import FeatureFolder, require_space
 from mil.checkpoint import BANK, ModelCard, read_model
 from mil.runs import check_run, find_runs
-from mil.task import Task
+from mil.task import Task, build_task
 
 PREDICTION_TOLERANCE = 1e-4
 """Stored and recomputed probability of a slide may differ by this much."""
@@ -61,10 +60,12 @@ def load_run(folder: Path) -> LoadedRun:
             "done.json, or the sweep itself with runs=…"
         ) from error
     aggregator, card = read_model(folder)
+    task = build_task(card.task)
+    task.load(card.learned)
     return LoadedRun(
         folder=folder,
         aggregator=aggregator,
-        task=construct(card.task, kind=Task, packages=("mil",)),
+        task=task,
         card=card,
         predictions=pd.read_csv(folder / "predictions.csv", dtype={"slide_id": str, "patient_id": str, "label": str}),
     )
@@ -92,7 +93,7 @@ def require_one_method(runs: Sequence[LoadedRun]) -> None:
     """Refuse runs whose predictions must not be averaged or mixed: they may differ in fold and seed only.
 
     Raises:
-        InputError: They differ in aggregator, classes, space, filter or prompts.
+        InputError: They differ in aggregator, task, classes, space, filter or prompts.
     """
     methods = sorted({json.dumps(_method(run), ensure_ascii=False) for run in runs})
     if len(methods) > 1:
@@ -103,6 +104,7 @@ def _method(run: LoadedRun) -> dict[str, object]:
     card = run.card
     return {
         "aggregator": card.aggregator.get("name"),
+        "task": card.task.get("_target_"),
         "classes": card.classes,
         "space": card.space,
         "filter_nontask": card.filter_nontask,

@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import lightning
 import numpy as np
@@ -12,12 +13,17 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from feature_extraction.errors import InputError
 from mil.aggregator import Aggregator
 from mil.bag import Bag
 from mil.data import batches_of, eval_loader, train_loader
+from mil.labels import Target
 from mil.module import MilModule, Optimization
 from mil.parts import Init
 from mil.task import Task
+
+PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"float32": "32-true", "bf16": "bf16-mixed"}
+"""Names in a configuration, and Lightning's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +35,7 @@ class Training:
         batch_size: Bags a step.
         max_tiles: Tiles drawn from a bag in training.
         accelerator: Lightning's name of it.
+        precision: Of the training steps, ``float32`` or ``bf16``; evaluation is always in float32.
         seed: Of the order of bags and the draws of tiles.
     """
 
@@ -36,20 +43,25 @@ class Training:
     batch_size: int
     max_tiles: int
     accelerator: str
+    precision: str
     seed: int
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"trainer.precision={self.precision}: expected {' or '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labelled:
-    """Bags with the index of their class.
+    """Bags with their targets.
 
     Attributes:
         bags: In a fixed order.
-        labels: Class index of each.
+        labels: Target of each, as the task made them.
     """
 
     bags: Sequence[Bag]
-    labels: Sequence[int]
+    labels: Sequence[Target]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +181,7 @@ def fit(
             max_epochs=training.max_epochs,
             accelerator=training.accelerator,
             devices=1,
+            precision=PRECISIONS[training.precision],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

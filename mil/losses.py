@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from mil.packed import sum_groups
 from mil.parts import AggregatorOutput, Auxiliary, Facts
-from mil.task import Task
+from mil.task import Targets, Task
 
 
 class InstanceClusters(Auxiliary):
@@ -69,7 +69,7 @@ class FirstTier(Auxiliary):
         super().__init__()
         self.weight = weight
 
-    def forward(self, output: AggregatorOutput, labels: Int[Tensor, " bag"], task: Task) -> Float[Tensor, ""]:
+    def forward(self, output: AggregatorOutput, labels: Targets, task: Task) -> Float[Tensor, ""]:
         """The task's loss of the pseudo-bags."""
         groups, in_group = output.assignment.groups, output.assignment.in_group
         if groups is None or in_group is None:
@@ -93,7 +93,7 @@ class Diversity(Auxiliary):
         super().__init__()
         self.weight = weight
 
-    def forward(self, output: AggregatorOutput, labels: Int[Tensor, " bag"], task: Task) -> Float[Tensor, ""]:
+    def forward(self, output: AggregatorOutput, labels: Targets, task: Task) -> Float[Tensor, ""]:
         """0 when no two queries share a tile."""
         weights, packing = output.assignment.weights, output.packing
         pairs = torch.triu_indices(weights.shape[1], weights.shape[1], offset=1, device=weights.device)

@@ -20,6 +20,7 @@ _DETAILS_OWN_TO_A_RUN = frozenset({"features"})
 _SPLIT_FIELDS = ("shots", "scheme", "split_name", "split_sha256", f"{_DETAILS}.split")
 _NAMING_ORDER = (
     "init",
+    "words",
     "encoder",
     "space",
     "pooling.rule",
@@ -82,15 +83,20 @@ def group_methods(runs: Sequence[Run]) -> tuple[list[Method], list[Run]]:
     Raises:
         InputError: Predictions that cannot be read or do not belong together.
     """
+    groups = named_groups(runs)
+    built = [_method(group, name, folds_of_split(runs, group[0])) for name, group in groups]
+    methods = [method for method in built if method is not None]
+    left_out = [run for (_, group), method in zip(groups, built, strict=True) if method is None for run in group]
+    return sorted(methods, key=_order), left_out
+
+
+def named_groups(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Runs that differ in fold and seed only, together under a name."""
     groups: defaultdict[str, list[Run]] = defaultdict(list)
     for run in runs:
         groups[json.dumps(_identity(run.cell), sort_keys=True)].append(run)
     members = list(groups.values())
-    names = _names([_identity(group[0].cell) for group in members])
-    built = [_method(group, name, _folds_of_split(runs, group[0])) for group, name in zip(members, names, strict=True)]
-    methods = [method for method in built if method is not None]
-    left_out = [run for group, method in zip(members, built, strict=True) if method is None for run in group]
-    return sorted(methods, key=_order), left_out
+    return list(zip(_names([_identity(group[0].cell) for group in members]), members, strict=True))
 
 
 def val_score(method: Method, metric: str) -> float:
@@ -131,7 +137,7 @@ def _order(method: Method) -> tuple[bool, int, str]:
     return method.shots is None, method.shots or 0, method.name
 
 
-def _folds_of_split(runs: Sequence[Run], one: Run) -> set[int]:
+def folds_of_split(runs: Sequence[Run], one: Run) -> set[int]:
     """Every fold that some run of the sweep has on the same split."""
     return {_whole(run, "fold") for run in runs if run.cell.get("split_sha256") == one.cell.get("split_sha256")}
 
@@ -196,7 +202,7 @@ def _n_told(rows: Sequence[Mapping[str, str]], fields: Sequence[str]) -> int:
 
 def _field_text(field: str, value: str) -> str:
     short = value[:8] if len(value) >= 40 else value
-    readable = {"init": f"{short} init", "encoder": short, "space": f"{short} space"}
+    readable = {"init": f"{short} init", "words": f"{short} words", "encoder": short, "space": f"{short} space"}
     return readable.get(field, f"{field.removeprefix(f'{_DETAILS}.')}={short}")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from feature_extraction.errors import InputError
 from mil.packed import Packing, sum_bags
-from mil.task import Task
+from mil.task import Targets, Task
 
 Rule = Literal["mean", "max", "topj", "margin"]
 Init = Literal["text", "random", "kmeans"]
@@ -288,5 +288,5 @@ class Auxiliary(Part, ABC):
     weight: float
 
     @abstractmethod
-    def forward(self, output: AggregatorOutput, labels: Int[Tensor, " bag"], task: Task) -> Float[Tensor, ""]:
+    def forward(self, output: AggregatorOutput, labels: Targets, task: Task) -> Float[Tensor, ""]:
         """The loss of a batch, before its factor."""

@@ -17,8 +17,18 @@ def predictions_table(
     *,
     fold: int | None,
     part: str,
+    score: tuple[str, Float64[np.ndarray, " slide"]] | None = None,
 ) -> pd.DataFrame:
-    """``slide_id, patient_id, fold, part, label, p_<class>…``, one row a slide, in the order given."""
+    """``slide_id, patient_id, fold, part, label, p_<class>…``, one row a slide, in the order given.
+
+    Args:
+        rows: The slides.
+        probabilities: One column a class.
+        classes: Their names.
+        fold: Of the split.
+        part: Of the fold.
+        score: Name and values of the number that a task without a predicted class predicts; the last column.
+    """
     table = pd.DataFrame(
         {
             "slide_id": [row.slide_id for row in rows],
@@ -30,4 +40,6 @@ def predictions_table(
     )
     for column, name in enumerate(classes):
         table[f"p_{name}"] = probabilities[:, column]
+    if score is not None:
+        table[score[0]] = score[1]
     return table

@@ -10,6 +10,7 @@ from sklearn.utils import check_random_state
 
 from feature_extraction.errors import InputError
 from mil.cohort import Cohort, listed
+from mil.labels import ONE_CLASS, LabelKind
 from mil.splits import FEW_SHOT, KFOLD, SplitRow, SplitTable, check_split, make_table
 
 SCHEMES = (KFOLD, FEW_SHOT)
@@ -40,21 +41,26 @@ def make_split(
     seed: int = 0,
     shots: int | None = None,
     val_fraction: float = 0.2,
+    kind: LabelKind = ONE_CLASS,
 ) -> SplitTable:
     """Draw a split; the same cohort, in any order of rows, and the same seed give the same split.
 
     ``kfold``: each patient is test in exactly one fold; every class is spread evenly; val is taken from the others,
     class by class. ``few_shot``: the test parts of ``kfold`` with the same seed, ``shots`` training patients per class
-    drawn from its train part (those of 2 shots contain those of 1), and its val part, or none up to 4 shots.
+    drawn from its train part (those of 2 shots contain those of 1), and its val part, or none up to 4 shots. Labels
+    that are not one class are spread evenly by the groups that their kind makes of them, in ``kfold`` only.
 
     Raises:
         InputError: Unknown scheme, a setting out of range, or too few patients of a class.
     """
     _require_settings(scheme, folds, seed, shots, val_fraction)
-    labels = cohort.labels_of_patients()
-    _require_patients(labels, folds)
+    if scheme == FEW_SHOT and kind.fewest_names < 2:
+        raise InputError("scheme=few_shot: draws patients of each class, and these labels are not one class; use kfold")
+    given = cohort.labels_of_patients()
+    labels, groups = kind.strata(given, _fewest(folds)), kind.groups(given, _fewest(folds))
+    _require_patients(labels, folds, kind)
     drawing = _Drawing(seed=seed, folds=folds, val_fraction=val_fraction)
-    assigned = _kfold(labels, drawing)
+    assigned = _kfold(labels, groups, drawing)
     if shots is not None:
         assigned = [_few_shot(parts, labels, fold, shots, seed) for fold, parts in enumerate(assigned)]
     rows = (
@@ -68,7 +74,7 @@ def make_split(
         for row in cohort.rows
     )
     table = make_table(rows, scheme=scheme, shots=shots)
-    check_split(table, cohort=cohort)
+    check_split(table, cohort=cohort, kind=kind)
     return table
 
 
@@ -87,28 +93,32 @@ def _require_settings(scheme: str, folds: int, seed: int, shots: int | None, val
         raise InputError(f"shots={shots}: kfold uses every label; leave shots out, or set scheme=few_shot")
 
 
-def _require_patients(labels: Mapping[str, str], folds: int) -> None:
-    """Each class needs a patient in every test part, and one each left for train and val."""
-    needed = 4 if folds == 2 else folds
+def _fewest(folds: int) -> int:
+    """Patients of each class: one in every test part, and one each left for train and val."""
+    return 4 if folds == 2 else folds
+
+
+def _require_patients(labels: Mapping[str, str], folds: int, kind: LabelKind) -> None:
+    needed = _fewest(folds)
     counts = {name: len(patients) for name, patients in _by_class(labels).items()}
     few = [f"{name} ({count})" for name, count in counts.items() if count < needed]
     if few:
         raise InputError(
             f"folds={folds}: expected {needed} or more patients of each class, got {listed(few)}; use fewer folds"
         )
-    if len(counts) < 2:
+    if len(counts) < kind.fewest_names:
         raise InputError(f"labels: expected at least two classes, got {listed(counts)}")
 
 
-def _kfold(labels: Mapping[str, str], drawing: _Drawing) -> list[dict[str, str]]:
-    """Patient to part, one mapping a fold."""
+def _kfold(labels: Mapping[str, str], groups: Mapping[str, str], drawing: _Drawing) -> list[dict[str, str]]:
+    """Patient to part, one mapping a fold; val is drawn from each group, however small."""
     patients = np.array(list(labels))
     classes = np.array(list(labels.values()))
     folds = StratifiedKFold(drawing.folds, shuffle=True, random_state=drawing.seed)
     assigned: list[dict[str, str]] = []
     for fold, (_, test) in enumerate(folds.split(patients, classes)):
         parts = {**dict.fromkeys(labels, "train"), **dict.fromkeys(patients[test].tolist(), "test")}
-        for name in _val_patients({key: labels[key] for key in labels if parts[key] == "train"}, fold, drawing):
+        for name in _val_patients({key: groups[key] for key in labels if parts[key] == "train"}, fold, drawing):
             parts[name] = "val"
         assigned.append(parts)
     return assigned

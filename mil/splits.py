@@ -15,7 +15,8 @@ from pathlib import Path
 
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_text
-from mil.cohort import Cohort, conflicting_labels, is_missing, listed, read_rows
+from mil.cohort import Cohort, conflicting_labels, is_missing, listed, read_rows, require_readable
+from mil.labels import ONE_CLASS, LabelKind
 
 PARTS = ("train", "val", "test")
 KFOLD = "kfold"
@@ -32,7 +33,7 @@ class SplitRow:
     Attributes:
         patient_id: All slides of a patient are in one part of a fold.
         slide_id: The slide.
-        label: Its class.
+        label: As `mil.labels` reads it.
         site: Where it comes from, None when unknown.
         parts: Its part in fold 0, 1, …; empty where it is not used.
     """
@@ -65,7 +66,7 @@ class SplitTable:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, sorted."""
+        """The different labels, sorted."""
         return tuple(sorted({row.label for row in self.rows}))
 
     def part(self, fold: int, part: str) -> tuple[SplitRow, ...]:
@@ -103,10 +104,14 @@ def make_table(rows: Iterable[SplitRow], *, scheme: str, shots: int | None) -> S
     return SplitTable(rows=tuple(ordered), scheme=scheme, shots=shots)
 
 
-def read_split(path: Path) -> SplitTable:
+def read_split(path: Path, *, kind: LabelKind = ONE_CLASS) -> SplitTable:
     """Read a split file and check what can be checked without the labels table.
 
     The scheme is in the file's name, as `split_name` gives it: ``few_shot_4.csv`` trains on 4 patients a class.
+
+    Args:
+        path: The file.
+        kind: What a label is.
 
     Raises:
         InputError: Not such a file, or `check_split` refuses it.
@@ -137,7 +142,8 @@ def read_split(path: Path) -> SplitTable:
         for line in lines.values()
     )
     table = make_table(rows, scheme=scheme, shots=shots)
-    _refuse(find_faults(table), str(path))
+    require_readable(str(path), ((row.slide_id, row.label) for row in table.rows), kind)
+    _refuse(find_faults(table, kind=kind), str(path))
     return table
 
 
@@ -157,24 +163,25 @@ def split_name(table: SplitTable) -> str:
     return table.scheme if table.shots is None else f"{table.scheme}_{table.shots}"
 
 
-def check_split(table: SplitTable, *, cohort: Cohort | None = None) -> None:
+def check_split(table: SplitTable, *, cohort: Cohort | None = None, kind: LabelKind = ONE_CLASS) -> None:
     """Refuse a split that would make a number dishonest.
 
     Args:
         table: The split.
         cohort: The labels table it must agree with; None checks the split alone.
+        kind: What a label is.
 
     Raises:
         InputError: Every fault found, with the ids.
     """
-    _refuse(find_faults(table, cohort=cohort), "split")
+    _refuse(find_faults(table, cohort=cohort, kind=kind), "split")
 
 
-def find_faults(table: SplitTable, *, cohort: Cohort | None = None) -> tuple[str, ...]:
+def find_faults(table: SplitTable, *, cohort: Cohort | None = None, kind: LabelKind = ONE_CLASS) -> tuple[str, ...]:
     """Every broken rule of a split, one sentence each with the ids; empty for a sound table."""
-    faults = [*_duplicates(table), *_conflicts(table), *_classes(table)]
+    faults = [*_duplicates(table), *_conflicts(table), *_classes(table, kind)]
     for fold in range(table.n_folds):
-        faults += [*_two_sided(table, fold), *_absent(table, fold)]
+        faults += [*_two_sided(table, fold), *_absent(table, fold, kind)]
     return (*faults, *(() if cohort is None else _disagreements(table, cohort)))
 
 
@@ -202,9 +209,15 @@ def _conflicts(table: SplitTable) -> Iterator[str]:
         yield f"more than one label: {listed(faults)}"
 
 
-def _classes(table: SplitTable) -> Iterator[str]:
-    if len(table.classes) < 2:
-        yield f"expected at least two classes, got {listed(table.classes)}"
+def _required(rows: Iterable[SplitRow], kind: LabelKind) -> set[str]:
+    return {name for row in rows for name in kind.required(row.label)}
+
+
+def _classes(table: SplitTable, kind: LabelKind) -> Iterator[str]:
+    found = sorted(_required(table.rows, kind))
+    if len(found) < kind.fewest_names:
+        at_least = "at least two classes" if kind.fewest_names > 1 else "at least one class or event"
+        yield f"expected {at_least}, got {listed(found) or 'none'}"
 
 
 def _two_sided(table: SplitTable, fold: int) -> Iterator[str]:
@@ -217,13 +230,13 @@ def _two_sided(table: SplitTable, fold: int) -> Iterator[str]:
         yield f"fold {fold}: on two sides: patient {listed(faults)}"
 
 
-def _absent(table: SplitTable, fold: int) -> Iterator[str]:
+def _absent(table: SplitTable, fold: int, kind: LabelKind) -> Iterator[str]:
     """A class is never missing from train; from val or test only where the scheme may leave it out (nan there)."""
     may_lack = table.scheme.startswith((FEW_SHOT, LEAVE_ONE_SITE_OUT))
-    for part in PARTS[:1] if may_lack else PARTS:
-        missing = sorted(set(table.classes) - {row.label for row in table.part(fold, part)})
+    for part in PARTS[:1] if may_lack else kind.parts:
+        missing = sorted(_required(table.rows, kind) - _required(table.part(fold, part), kind))
         if missing:
-            yield f"fold {fold}: no {part} slide of class {listed(missing)}"
+            yield f"fold {fold}: no {part} slide {'of class ' if kind.is_class else ''}{listed(missing)}"
 
 
 def _disagreements(table: SplitTable, cohort: Cohort) -> Iterator[str]:

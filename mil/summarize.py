@@ -21,6 +21,7 @@ from mil.intervals import (
     paired_difference,
 )
 from mil.methods import Method, group_methods, reference_of
+from mil.run_figures import RunFigure, predicts_a_class, run_figures
 from mil.runs import find_runs, unfinished_runs
 
 ZEROSHOT = "zeroshot"
@@ -82,6 +83,7 @@ class Summary:
         n_runs: Finished runs that were read.
         unfinished: Run folders that were started and are not done.
         warnings: What a reader must not overlook.
+        of_runs: Figures that the runs computed themselves, ordered by shots, then name.
     """
 
     methods: tuple[Method, ...]
@@ -90,12 +92,13 @@ class Summary:
     n_runs: int
     unfinished: tuple[str, ...]
     warnings: tuple[str, ...]
+    of_runs: tuple[RunFigure, ...] = ()
 
     @property
     def is_complete(self) -> bool:
         """Whether no run, fold or seed that the sweep shows signs of is missing."""
         gaps = any(method.missing_folds or method.uneven_folds for method in self.methods)
-        return not gaps and not self.unfinished
+        return not gaps and not self.unfinished and not any(figure.missing_folds for figure in self.of_runs)
 
 
 def summarize(root: Path, *, reference: str | None = None, resamples: int = RESAMPLES, seed: int = 0) -> Summary:
@@ -112,8 +115,9 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
     """
     runs = find_runs(root)
     unfinished = tuple(path.relative_to(root).as_posix() for path in unfinished_runs(root, runs))
-    methods, left_out = group_methods(runs)
-    if not methods:
+    methods, left_out = group_methods([run for run in runs if predicts_a_class(run)])
+    of_runs = run_figures(runs)
+    if not methods and not of_runs:
         raise InputError(
             f"runs={root}: expected finished runs with labelled test slides, got {len(runs)} finished and "
             f"{len(unfinished)} unfinished runs; train first, or finish them"
@@ -137,7 +141,8 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
         comparisons=tuple(comparisons),
         n_runs=len(runs),
         unfinished=unfinished,
-        warnings=tuple(_warnings(methods, unfinished, unlabelled)),
+        warnings=(*_warnings(methods, unfinished, unlabelled), *_gaps_of_runs(of_runs)),
+        of_runs=tuple(of_runs),
     )
 
 
@@ -202,17 +207,23 @@ def _gaps(method: Method) -> list[str]:
     return said
 
 
-def results_csv(results: Sequence[Result]) -> str:
+def _gaps_of_runs(of_runs: Sequence[RunFigure]) -> list[str]:
+    gaps = {(one.title, one.missing_folds): one for one in of_runs if one.missing_folds}
+    return [f"{title}: MISSING fold {listed(map(str, folds))} of the figures of its runs." for title, folds in gaps]
+
+
+def results_csv(results: Sequence[Result], of_runs: Sequence[RunFigure] = ()) -> str:
     """One line a figure, with everything that says where it comes from."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     rows = [{**provenance(result.method), **_result_cells(result)} for result in results]
+    rows += [{**provenance(figure), **_run_cells(figure)} for figure in of_runs]
     writer.writerow(rows[0] if rows else ())
     writer.writerows(row.values() for row in rows)
     return stream.getvalue()
 
 
-def provenance(method: Method) -> dict[str, str]:
+def provenance(method: Method | RunFigure) -> dict[str, str]:
     """Where a method's figures come from, as cells of a table."""
     cell = method.cell
     pooling = cell.get("pooling")
@@ -240,6 +251,23 @@ def _result_cells(result: Result) -> dict[str, str]:
         "missing_folds": " ".join(map(str, result.method.missing_folds)),
         "seeds": " ".join(map(str, result.method.seeds)),
         "reason": _text(estimate.reason),
+    }
+
+
+def _run_cells(figure: RunFigure) -> dict[str, str]:
+    reason = "mean over runs, each on its own test part; no interval"
+    return {
+        "level": "slide",
+        "metric": _text(figure.metric),
+        "value": _number(figure.mean),
+        "low": "nan",
+        "high": "nan",
+        "n_patients": "",
+        "n_slides": "",
+        "folds": " ".join(map(str, figure.folds)),
+        "missing_folds": " ".join(map(str, figure.missing_folds)),
+        "seeds": "",
+        "reason": reason if figure.values else "not defined in any run",
     }
 
 

@@ -7,6 +7,7 @@ from mil.intervals import Estimate, Level
 from mil.methods import Method, shots_text, val_score
 from mil.metrics import LOWER_IS_BETTER, METRICS, RECALL
 from mil.report import Table
+from mil.run_figures import RunFigure
 from mil.summarize import RELIABLE_ECE_PATIENTS, Comparison, Summary, provenance
 
 READABLE = {
@@ -30,13 +31,16 @@ def summary_tables(summary: Summary, *, level: Level, rank_by: str | None) -> li
         level: Of the tables that show one level.
         rank_by: Figure to rank methods by on validation slides; None ranks nothing.
     """
+    of_runs = [figures_of_runs(summary)] if summary.of_runs else []
+    if not summary.methods:
+        return of_runs
     tables = [by_shots(summary, level=level), figures_of(summary, level="patient"), figures_of(summary, level="slide")]
     tables.append(recalls(summary, level=level))
     if summary.comparisons:
         tables.append(differences(summary, level=level))
     if rank_by is not None:
         tables.append(ranking(summary.methods, rank_by))
-    return [*tables, provenances(summary)]
+    return [*tables, *of_runs, provenances(summary)]
 
 
 def by_shots(summary: Summary, *, level: Level) -> Table:
@@ -73,6 +77,34 @@ def figures_of(summary: Summary, *, level: Level) -> Table:
         note=f"{_level_note(level)} ↓ less is better.{_ece_note(summary)}{_interval_note(summary, level)}",
         n_text_columns=2,
     )
+
+
+def figures_of_runs(summary: Summary) -> Table:
+    """What pooled class probabilities do not give, as each run computed it."""
+    return Table(
+        title="Figures of the runs",
+        columns=("method", "labels", "figure", "mean over runs", "runs"),
+        rows=tuple(
+            (
+                figure.name,
+                shots_text(figure.shots),
+                figure.metric,
+                _spread_text(figure),
+                f"{len(figure.values)}",
+            )
+            for figure in summary.of_runs
+        ),
+        note="Slides; each run on its own test part, least and greatest run in brackets. These are no intervals.",
+        n_text_columns=3,
+    )
+
+
+def _spread_text(figure: RunFigure) -> str:
+    if not figure.values:
+        return "not defined"
+    if len(figure.values) == 1:
+        return f"{figure.mean:.3f}"
+    return f"{figure.mean:.3f} ({min(figure.values):.3f} to {max(figure.values):.3f})"
 
 
 def recalls(summary: Summary, *, level: Level) -> Table:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from feature_extraction.errors import InputError
 from feature_extraction.text_bank import TextBank
+from mil.labels import in_order
 from mil.parts import TextPrototypes
+from mil.task import Words
 
 
 def order_classes(labels: Sequence[str], bank: TextBank | None) -> list[str]:
@@ -16,16 +17,19 @@ def order_classes(labels: Sequence[str], bank: TextBank | None) -> list[str]:
     Raises:
         InputError: A class of the labels is not in the prompt set.
     """
-    wanted = sorted(set(labels))
+    return in_order(labels, bank and bank.class_names(), bank.prompt_set if bank else "")
+
+
+def words_of(bank: TextBank | None) -> Words | None:
+    """What a task is told of a text bank."""
     if bank is None:
-        return wanted
-    missing = [name for name in wanted if name not in bank.class_names()]
-    if missing:
-        raise InputError(
-            f"class {', '.join(missing)} is in the labels but not in the prompt set {bank.prompt_set} (it has "
-            f"{', '.join(bank.class_names())}); add it to the prompt set, or correct the labels"
-        )
-    return [name for name in bank.class_names() if name in wanted]
+        return None
+    return Words(
+        prompt_set=bank.prompt_set,
+        classes=tuple(bank.class_names()),
+        background=bank.background(),
+        logit_bias=bank.logit_bias,
+    )
 
 
 def prototypes(bank: TextBank, classes: Sequence[str]) -> TextPrototypes:

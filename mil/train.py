@@ -1,7 +1,7 @@
 """Train one cell of a sweep: one aggregator on one fold with one seed, into one run folder named by its content."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import lightning
@@ -9,25 +9,25 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from jaxtyping import Float64
 
 from feature_extraction.claims import claim
 from feature_extraction.errors import InputError, MismatchError
 from feature_extraction.files import is_valid, publish_json, publish_text, read_json
-from feature_extraction.targets import construct
 from feature_extraction.text_bank import write_bank
 from mil.aggregator import Aggregator, compose
 from mil.bag import BagSet
 from mil.cell import AUTO, CellInputs, TrainRequest, cell_record, read_inputs
 from mil.checkpoint import BANK, ModelCard, write_model
 from mil.data import drawn_tiles
+from mil.drift import audit
 from mil.fit import Fitted, Fold, Labelled, fit, logits_of
-from mil.metrics import classification_metrics
+from mil.labels import ONE_CLASS
+from mil.losses import InstanceClusters
 from mil.predictions import predictions_table
 from mil.runs import check_run, write_done
 from mil.splits import PARTS, SplitRow
-from mil.task import Task
-from mil.text import order_classes, prototypes, task_concepts
+from mil.task import Outcome, Task, build_task
+from mil.text import prototypes, task_concepts, words_of
 from mil.zeroshot import choose_top_j, resolve_pooling
 
 TILES_A_BAG_TO_FIT = 256
@@ -89,15 +89,19 @@ def _train(
 ) -> dict[str, object]:
     lightning.seed_everything(request.seed, verbose=False)
     parts = {part: _usable(inputs, request.fold, part) for part in PARTS}
-    classes = order_classes([row.label for row in inputs.split.rows], inputs.bank)
-    labelled = {part: _labelled(rows, inputs.bags, classes) for part, rows in parts.items()}
-    _require_classes(labelled["train"], classes)
-    card = _card(request, inputs, classes, labelled["val"])
+    task, words = build_task(request.task), words_of(inputs.bank)
+    classes = task.classes([row.label for row in inputs.split.rows], words)
+    labelled = {part: _labelled(rows, inputs.bags, task, classes) for part, rows in parts.items()}
+    _require_classes(parts["train"], inputs.split.rows, task)
+    card = _card(request, inputs, task, classes, labelled["val"])
     has_text = inputs.bank is not None and inputs.space == "joint"
     text = prototypes(inputs.bank, classes) if inputs.bank is not None and has_text else None
     aggregator = compose(request.aggregator, card.facts(text))
-    task = construct(request.task, kind=Task, packages=("mil",))
+    _require_instance_labels(aggregator, task, card)
+    is_margin = card.rule == "margin" and card.background is not None
+    task.start(classes, words, is_margin=is_margin, is_text=inputs.init == "text")
     task.fit(torch.tensor(list(labelled["train"].labels)), len(classes))
+    card = replace(card, learned=task.state())
     aggregator.fit_parts(torch.cat([drawn_tiles(bag, TILES_A_BAG_TO_FIT) for bag in labelled["train"].bags]))
     fitted = fit(
         aggregator,
@@ -109,14 +113,17 @@ def _train(
         on_epoch=on_epoch,
     )
     batch_size = request.training.batch_size
-    probabilities = {
-        part: _probabilities(aggregator, task, bags, batch_size) for part, bags in labelled.items() if bags.bags
-    }
-    metrics = _metrics(fitted, card, {p: (labelled[p], values) for p, values in probabilities.items()})
+    outcomes = {part: _outcome(aggregator, task, bags, batch_size) for part, bags in labelled.items() if bags.bags}
+    metrics = _metrics(fitted, card, task, {p: (labelled[p], outcome) for p, outcome in outcomes.items()})
     write_model(folder, aggregator, card)
-    table = pd.concat(
-        [predictions_table(parts[p], values, classes, fold=request.fold, part=p) for p, values in probabilities.items()]
-    )
+    drifts = audit(aggregator, classes, card.concepts)
+    if drifts:
+        publish_text(folder / "drift.csv", pd.DataFrame([asdict(one) for one in drifts]).to_csv(index=False))
+        metrics["drift"] = {
+            "prototypes": len(drifts),
+            "red": [f"{one.part} {one.name}" for one in drifts if one.is_red],
+        }
+    table = pd.concat([_table(parts[p], task, outcome, classes, request.fold, p) for p, outcome in outcomes.items()])
     publish_text(folder / "predictions.csv", table.to_csv(index=False))
     publish_text(folder / "config.yaml", yaml.safe_dump(cell["determined_by"], sort_keys=False, allow_unicode=True))
     if inputs.bank is not None:
@@ -132,22 +139,33 @@ def _usable(inputs: CellInputs, fold: int, part: str) -> list[SplitRow]:
     return [row for row in inputs.split.part(fold, part) if row.slide_id in inputs.bags.bags]
 
 
-def _labelled(rows: list[SplitRow], bags: BagSet, classes: list[str]) -> Labelled:
-    return Labelled(bags=[bags.bags[row.slide_id] for row in rows], labels=[classes.index(row.label) for row in rows])
+def _labelled(rows: list[SplitRow], bags: BagSet, task: Task, classes: list[str]) -> Labelled:
+    targets = task.targets([row.label for row in rows], classes)
+    return Labelled(bags=[bags.bags[row.slide_id] for row in rows], labels=targets)
 
 
-def _require_classes(train: Labelled, classes: list[str]) -> None:
-    missing = [name for index, name in enumerate(classes) if index not in train.labels]
+def _require_classes(train: Sequence[SplitRow], rows: Sequence[SplitRow], task: Task) -> None:
+    wanted, found = ({name for row in some for name in task.labels.required(row.label)} for some in (rows, train))
+    missing = sorted(wanted - found)
     if missing:
         raise InputError(
-            f"no usable slide of class {', '.join(missing)} in the training part; extract the missing slides, or make "
-            "another split"
+            f"no usable slide {'of class ' if task.labels.is_class else ''}{', '.join(missing)} in the training part; "
+            "extract the missing slides, or make another split"
         )
 
 
-def _card(request: TrainRequest, inputs: CellInputs, classes: list[str], val: Labelled) -> ModelCard:
+def _require_instance_labels(aggregator: Aggregator, task: Task, card: ModelCard) -> None:
+    if task.labels is not ONE_CLASS and any(isinstance(loss, InstanceClusters) for loss in aggregator.losses):
+        raise InputError(
+            f"aggregator={card.aggregator.get('name')}: labels tiles by the class of their slide, and this task's "
+            "slides have not one class; use aggregator.losses=[] or another aggregator"
+        )
+
+
+def _card(request: TrainRequest, inputs: CellInputs, task: Task, classes: list[str], val: Labelled) -> ModelCard:
     bank = inputs.bank if inputs.space == "joint" else None
-    background = bank.background() if bank is not None and bank.background() in classes else None
+    words = words_of(bank)
+    background = None if words is None else task.reference(classes, words)
     pooling = resolve_pooling(request.rule, 1 if request.top_j == AUTO else int(request.top_j), background=background)
     top_j = pooling.top_j
     if request.top_j == AUTO:
@@ -155,6 +173,8 @@ def _card(request: TrainRequest, inputs: CellInputs, classes: list[str], val: La
             raise InputError(
                 "pooling.top_j=auto chooses on the validation part by the words: needs bank=… and a val part"
             )
+        if task.labels is not ONE_CLASS or background not in (None, bank.background()):
+            raise InputError("pooling.top_j=auto chooses for task=classification; give a number")
         top_j = choose_top_j(val.bags, np.array(val.labels), bank, classes, pooling)
     header = inputs.header
     return ModelCard(
@@ -186,20 +206,24 @@ def _width(bags: BagSet) -> int:
     return widths.pop()
 
 
-def _probabilities(
-    aggregator: Aggregator, task: Task, part: Labelled, batch_size: int
-) -> Float64[np.ndarray, "slide class"]:
-    logits = torch.from_numpy(logits_of(aggregator, part.bags, batch_size=batch_size))
-    return task.probabilities(logits).numpy()
+def _outcome(aggregator: Aggregator, task: Task, part: Labelled, batch_size: int) -> Outcome:
+    return task.predict(torch.from_numpy(logits_of(aggregator, part.bags, batch_size=batch_size)))
+
+
+def _table(
+    rows: Sequence[SplitRow], task: Task, outcome: Outcome, classes: list[str], fold: int, part: str
+) -> pd.DataFrame:
+    score = None if outcome.score is None or task.score_name is None else (task.score_name, outcome.score)
+    return predictions_table(rows, outcome.probabilities, classes, fold=fold, part=part, score=score)
 
 
 def _metrics(
-    fitted: Fitted, card: ModelCard, parts: Mapping[str, tuple[Labelled, Float64[np.ndarray, "slide class"]]]
+    fitted: Fitted, card: ModelCard, task: Task, parts: Mapping[str, tuple[Labelled, Outcome]]
 ) -> dict[str, object]:
     """What the run says of itself; the test part is read here, once."""
     found: dict[str, object] = {
-        part: classification_metrics(np.array(labelled.labels), probabilities, card.classes)
-        for part, (labelled, probabilities) in parts.items()
+        part: task.metrics(labelled.labels, outcome, card.classes)
+        for part, (labelled, outcome) in parts.items()
         if part != "train"
     }
     return found | {

@@ -30,8 +30,9 @@ def figures_with_intervals(predictions: Predictions) -> dict[str, object]:
 
 
 def patient_means(predictions: pd.DataFrame) -> pd.DataFrame:
-    """``patient_id, label, slides, p_<class>…``: the mean of each patient's slides, ordered by patient."""
-    columns = [str(name) for name in predictions.columns if str(name).startswith("p_")]
+    """``patient_id, label, slides, p_<class>…``, and a score: means of each patient's slides, ordered by patient."""
+    about = ("slide_id", "patient_id", "fold", "part", "label")
+    columns = [str(name) for name in predictions.columns if name not in about]
     means = predictions.pivot_table(index="patient_id", values=columns, aggfunc="mean")[columns].reset_index()
     counts = Counter(predictions["patient_id"].tolist())
     labels = dict(zip(predictions["patient_id"], predictions["label"], strict=True))

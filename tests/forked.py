@@ -225,7 +225,7 @@ class _Server:
 
     def _composed_command(self, options: Mapping[str, str]) -> Callable[[], int]:
         """The command with its configuration composed before the fork; paths and numbers of workers filled in."""
-        import mil.cli
+        import mil.jobs
         from feature_extraction.commands import extract
 
         own = {key: options[key] for key in ("slides", "out", "worker") if key in options}
@@ -237,7 +237,7 @@ class _Server:
         for key, value in own.items():
             OmegaConf.update(config, key, int(value) if key == "worker" else value)
         HydraConfig.instance().cfg = of_hydra
-        return lambda: mil.cli._guarded(extract.run, config)
+        return lambda: mil.jobs.guarded(extract.run, config)
 
     def _wait(self, pid: int, seconds: float) -> int | None:
         end = time.monotonic() + seconds

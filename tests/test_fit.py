@@ -39,7 +39,9 @@ def labelled(first_seed: int, n_each: int) -> Labelled:
 
 
 def training(max_epochs: int, seed: int = 0) -> Training:
-    return Training(max_epochs=max_epochs, batch_size=4, max_tiles=25, accelerator="cpu", seed=seed)
+    return Training(
+        max_epochs=max_epochs, batch_size=4, max_tiles=25, accelerator="cpu", precision="float32", seed=seed
+    )
 
 
 def trained(max_epochs: int, optimization: Optimization = OPTIMIZATION, val: Labelled | None = None, seed: int = 0):

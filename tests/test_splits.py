@@ -323,6 +323,7 @@ def _run(folder: Path, **changes: object) -> int:
     rows = "".join(f"{r.slide_id},{r.patient_id},{r.label},{r.site}\n" for r in _cohort().rows)
     labels.write_text("slide_id,patient_id,label,site\n" + rows)
     defaults = OmegaConf.load(Path(__file__).parent.parent / "conf" / "split.yaml")
+    defaults["task"] = {"_target_": "mil.tasks.classification.Classification"}
     del defaults["defaults"]
     return split.run(OmegaConf.merge(defaults, {"labels": str(labels), "out": str(folder / "splits"), **changes}))
 

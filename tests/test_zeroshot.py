@@ -17,7 +17,6 @@ from feature_extraction.synthetic.cohort import make_cohort
 from feature_extraction.text_bank import TextBank
 from mil.class_map import class_map, class_table
 from mil.cli import main
-from mil.multilabel import class_probabilities, label_matrix, multilabel_metrics
 from mil.parts import Pooling
 from mil.prompt_subsets import draw_class_vectors, spread_of
 from mil.zeroshot import slide_logits
@@ -100,40 +99,6 @@ def test_a_spread_is_made_of_quartiles():
     assert (spread["auc"].low, spread["auc"].median, spread["auc"].high) == pytest.approx((0.6, 0.7, 0.8))
 
 
-def test_labels_of_several_classes_become_a_matrix():
-    found = label_matrix(["alpha; beta", "beta", "normal"], ["alpha", "beta"], "normal")
-    np.testing.assert_array_equal(found, [[True, True], [False, True], [False, False]])
-    with pytest.raises(InputError, match=r"class gamma is in the labels .*written A;B"):
-        label_matrix(["alpha;gamma"], ["alpha", "beta"], "normal")
-
-
-def test_two_classes_with_a_background_are_one_sigmoid():
-    """Binary zero-shot: the softmax over (0, margin) and the sigmoid of the margin are one number."""
-    words = bank()
-    pooling = Pooling(rule="margin", top_j=3)
-    logits = np.stack([slide_logits(bag(9, seed), words, ["alpha", "normal"], pooling) for seed in range(5)])
-    powers = np.exp(logits)
-    np.testing.assert_allclose(
-        class_probabilities(logits, words, pooling)[:, 0], (powers / powers.sum(1)[:, None])[:, 0]
-    )
-
-
-def test_several_classes_need_a_zero():
-    logits = np.array([[1.0, -1.0]])
-    with pytest.raises(InputError, match="scores without a zero"):
-        class_probabilities(logits, bank(), Pooling(rule="topj", top_j=3))
-    found = class_probabilities(logits, bank(bias=-2.0), Pooling(rule="topj", top_j=3))
-    np.testing.assert_allclose(found, 1 / (1 + np.exp(-(logits - 2.0))))
-
-
-def test_multilabel_figures_say_which_class_has_none():
-    truth = np.array([[True, True], [False, True], [True, True]])
-    found = multilabel_metrics(truth, np.array([[0.9, 0.5], [0.2, 0.6], [0.1, 0.7]]), ["alpha", "beta"])
-    assert found["auc_alpha"] == found["macro_auc"] == pytest.approx(0.5)
-    assert found["auc_beta"] is None
-    assert found["undefined"]["auc_beta"] == "every slide is beta"
-
-
 def test_a_patient_is_the_mean_of_its_slides():
     table = pd.DataFrame(
         {"slide_id": ["a", "b", "c"], "patient_id": ["2", "1", "2"], "label": ["x", "y", "x"], "p_x": [0.2, 0.5, 0.6]}
@@ -190,8 +155,8 @@ def test_the_command_writes_patients_intervals_subsets_and_maps(tmp_path: Path):
     table = pd.read_csv(cohort.labels, dtype=str)
     table["label"] = table["label"].replace({"glandular": "glandular;keratinizing"})
     table.to_csv(tmp_path / "several.csv", index=False)
-    words = [*inputs, f"labels={tmp_path / 'several.csv'}", f"out={tmp_path / 'several'}", "multilabel=true"]
+    words = [*inputs, f"labels={tmp_path / 'several.csv'}", f"out={tmp_path / 'several'}", "task=multilabel"]
     assert main(["zeroshot", *words]) == 0
     several = pd.read_csv(tmp_path / "several" / "predictions.csv")
-    assert [name for name in several.columns if name.startswith("p_")] == ["p_glandular", "p_keratinizing"]
+    assert [name for name in several.columns if name.startswith("p_")] == ["p_normal", "p_glandular", "p_keratinizing"]
     assert json.loads((tmp_path / "several" / "metrics.json").read_text())["test"]["macro_auc"] > 0.5

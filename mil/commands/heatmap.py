@@ -136,7 +136,7 @@ def _map_slide(
         "logits": dict(zip(card.classes, explanation.logits.tolist(), strict=True)),
         "probabilities": dict(zip(card.classes, explanation.probabilities.tolist(), strict=True)),
     }
-    if config.truth is not None and label and label != card.background:
+    if config.truth is not None and label in card.classes and label != card.background:
         region = read_regions(Path(config.truth) / f"{slide_id}.geojson")
         line |= _aucs(explanation, card.classes.index(label), region)
     files = {f"{slide_id}{suffix}": sha256_of_file(out / f"{slide_id}{suffix}") for suffix in MAP_FILES}

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float64
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -19,6 +18,7 @@ from mil.commands import settings
 from mil.commands.unused import say_unused
 from mil.explain import LoadedRun, load_runs, open_features, require_one_method
 from mil.fit import logits_of
+from mil.task import Outcome
 
 BAGS_A_BATCH = 8
 
@@ -37,15 +37,22 @@ def run(config: DictConfig) -> int:
         )
     slide_ids = list(bags.bags)
     chosen = list(bags.bags.values())
-    mean = np.mean([_probabilities(run, chosen) for run in runs], axis=0)
-    classes = runs[0].card.classes
+    task, classes = runs[0].task, runs[0].card.classes
+    outcomes = [_outcome(run, chosen) for run in runs]
+    mean = np.mean([outcome.probabilities for outcome in outcomes], axis=0)
     table = pd.DataFrame({"slide_id": slide_ids, **{f"p_{name}": mean[:, i] for i, name in enumerate(classes)}})
-    table.insert(1, "predicted", [classes[index] for index in mean.argmax(axis=1)])
+    decisions = task.decisions(mean, classes)
+    if decisions is not None:
+        table.insert(1, "predicted", decisions)
+    scores = [outcome.score for outcome in outcomes if outcome.score is not None]
+    if scores:
+        table.insert(1, str(task.score_name), np.mean(scores, axis=0))
+    columns = [name for name in table.columns if name not in ("slide_id", "predicted")]
     out = Path(config.out)
     if config.labels is not None:
-        patient_of = {row.slide_id: row.patient_id for row in read_labels(Path(config.labels)).rows}
+        cohort = read_labels(Path(config.labels), kind=task.labels)
+        patient_of = {row.slide_id: row.patient_id for row in cohort.rows}
         table.insert(1, "patient_id", [patient_of.get(slide_id, slide_id) for slide_id in slide_ids])
-        columns = [f"p_{name}" for name in classes]
         patients = table.pivot_table(index="patient_id", values=columns, aggfunc="mean")[columns]
         publish_text(out / "patients.csv", patients.to_csv())
     publish_text(out / "predictions.csv", table.to_csv(index=False))
@@ -57,6 +64,5 @@ def run(config: DictConfig) -> int:
     return say_unused(console, bags.unused)
 
 
-def _probabilities(run: LoadedRun, bags: Sequence[Bag]) -> Float64[np.ndarray, "slide class"]:
-    logits = torch.from_numpy(logits_of(run.aggregator, bags, batch_size=BAGS_A_BATCH))
-    return run.task.probabilities(logits).numpy()
+def _outcome(run: LoadedRun, bags: Sequence[Bag]) -> Outcome:
+    return run.task.predict(torch.from_numpy(logits_of(run.aggregator, bags, batch_size=BAGS_A_BATCH)))

@@ -11,13 +11,17 @@ from rich.text import Text
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_json
 from mil.cohort import read_labels
+from mil.commands import settings
+from mil.labels import LabelKind
 from mil.schemes import make_split
 from mil.splits import PARTS, SplitTable, split_name, write_split
+from mil.task import build_task
 
 
 def run(config: DictConfig) -> int:
     """Draw a split and write it; returns the exit code."""
-    cohort = read_labels(Path(config.labels), slide_is_patient=bool(config.slide_is_patient))
+    kind = build_task(settings.plain(config.task)).labels
+    cohort = read_labels(Path(config.labels), slide_is_patient=bool(config.slide_is_patient), kind=kind)
     table = make_split(
         cohort,
         scheme=str(config.scheme),
@@ -25,11 +29,12 @@ def run(config: DictConfig) -> int:
         seed=int(config.seed),
         shots=None if config.shots is None else int(config.shots),
         val_fraction=float(config.val_fraction),
+        kind=kind,
     )
     path = _target(Path(config.out), table)
     _require_same(path, table)
     write_split(table, path)
-    counts = [_counts(table, fold, part) for fold in range(table.n_folds) for part in (*PARTS, "")]
+    counts = [_counts(table, fold, part, kind) for fold in range(table.n_folds) for part in (*PARTS, "")]
     publish_json(
         path.parent / "summary.json",
         {
@@ -67,17 +72,18 @@ def _require_same(path: Path, table: SplitTable) -> None:
         )
 
 
-def _counts(table: SplitTable, fold: int, part: str) -> dict[str, object]:
+def _counts(table: SplitTable, fold: int, part: str, kind: LabelKind) -> dict[str, object]:
     """Patients and slides of a part, and its patients of each class; the part is empty for what a fold leaves out."""
+    named = {row.patient_id: kind.required(row.label) for row in table.rows}
     rows = table.part(fold, part) if part else table.unused(fold)
-    patients = {row.patient_id: row.label for row in rows}
-    of_class = Counter(patients.values())
+    patients = {row.patient_id for row in rows}
+    of_class = Counter(name for patient in patients for name in named[patient])
     return {
         "fold": fold,
         "part": part or "unused",
         "patients": len(patients),
         "slides": len(rows),
-        "classes": {name: of_class[name] for name in table.classes},
+        "classes": {name: of_class[name] for name in sorted({n for names in named.values() for n in names})},
     }
 
 

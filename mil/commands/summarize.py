@@ -31,13 +31,13 @@ def run(config: DictConfig) -> int:
     tables = summary_tables(summary, level=level, rank_by=config.rank_by)
     notes = _notes(summary, resamples=int(config.resamples))
     out = Path(config.out)
-    publish_text(out / "results.csv", results_csv(summary.results))
+    publish_text(out / "results.csv", results_csv(summary.results, summary.of_runs))
     publish_text(out / "results.md", as_markdown("Results", tables, [*summary.warnings, *notes]))
     write_report(
         out / "report.html",
         title="Results of a sweep",
         tables=tables,
-        figures=summary_figures(summary, level=level),
+        figures=summary_figures(summary, level=level) if summary.methods else [],
         notes=notes,
         warnings=summary.warnings,
     )
@@ -58,6 +58,8 @@ def _require_settings(config: DictConfig) -> None:
 def _notes(summary: Summary, *, resamples: int) -> list[str]:
     patients = {name for method in summary.methods for name in method.predictions.patient_ids}
     slides = {name for method in summary.methods for name in method.predictions.slide_ids}
+    if not summary.methods:
+        return [f"{summary.n_runs} runs; nothing is sorted or chosen by a test result."]
     return [
         f"{len(summary.methods)} methods, {summary.n_runs} runs, {len(patients)} patients, {len(slides)} slides",
         "Figures are of test slides that the run had not seen, pooled over folds; seeds are averaged per slide.",
@@ -97,9 +99,13 @@ def _say(summary: Summary, level: Level, out: Path) -> None:
     for row in table.rows:
         cells = [f"{column}: {cell}" for column, cell in zip(table.columns[1:], row[1:], strict=True) if cell]
         console.print(f"{row[0]}  balanced accuracy  {'; '.join(cells)}", soft_wrap=True, markup=False)
+    for figure in summary.of_runs:
+        line = f"{figure.title}  {figure.metric} {figure.mean:.3f} (mean of {len(figure.values)} runs)"
+        console.print(line, soft_wrap=True, markup=False)
+    n_methods = len({method.title for method in (*summary.methods, *summary.of_runs)})
     shots = ", ".join(dict.fromkeys(shots_text(method.shots) for method in summary.methods))
     console.print(
-        f"{summary.n_runs} runs, {len(summary.methods)} methods ({shots}) -> {out / 'report.html'}",
+        f"{summary.n_runs} runs, {n_methods} methods{f' ({shots})' if shots else ''} -> {out / 'report.html'}",
         soft_wrap=True,
         markup=False,
     )

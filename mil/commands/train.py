@@ -1,12 +1,15 @@
 """`promptmil train`: features + bank + split -> one run folder."""
 
+import os
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
 
 from feature_extraction.commands.licence import check_licence
+from feature_extraction.errors import InputError
 from feature_extraction.files import as_record, publish_json
 from mil.bag import FeatureFolder
 from mil.cell import TrainRequest
@@ -28,6 +31,7 @@ def run(config: DictConfig) -> int:
         seed=int(config.seed),
         space=config.space,
         filter_nontask=bool(config.filter_nontask),
+        words=str(config.words),
         aggregator=settings.plain(config.aggregator),
         task=settings.plain(config.task),
         rule=config.pooling.rule,
@@ -56,6 +60,21 @@ def run(config: DictConfig) -> int:
     return say_unused(console, result.unused)
 
 
+def at_once(config: DictConfig) -> int:
+    """How many cells of a sweep may run at the same time.
+
+    Raises:
+        InputError: ``parallel`` is no number and not ``auto``.
+    """
+    asked = config.parallel
+    if asked == "auto":  # cells on a GPU would only take turns
+        on_gpu = config.trainer.accelerator != "cpu" and torch.accelerator.is_available()
+        return 1 if on_gpu else len(os.sched_getaffinity(0))
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+        raise InputError(f"parallel={asked}: expected auto or a whole number of at least 1")
+    return asked
+
+
 def _figures(metrics: dict[str, object]) -> str:
-    shown = ("balanced_accuracy", "macro_auc", "nll")
+    shown = ("balanced_accuracy", "macro_auc", "qwk", "mae", "spearman", "c_index", "nll")
     return ", ".join(f"{name} {value:.3f}" for name in shown if isinstance(value := metrics.get(name), float))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float64
 from omegaconf import DictConfig
 from rich.console import Console
@@ -23,15 +24,17 @@ from mil.class_map import class_map, class_map_png, class_table
 from mil.cohort import CohortRow, read_labels
 from mil.commands import settings
 from mil.commands.unused import say_unused
+from mil.labels import ONE_CLASS
 from mil.layers import parquet_bytes
-from mil.metrics import Predictions, classification_metrics
-from mil.multilabel import class_probabilities, label_matrix, multilabel_metrics
+from mil.metrics import Predictions
 from mil.parts import Pooling
 from mil.predictions import predictions_table
 from mil.runs import write_done
 from mil.splits import PARTS, SplitRow, check_split, read_split
-from mil.text import order_classes
-from mil.zeroshot import choose_top_j, resolve_pooling, slide_logits, softmax
+from mil.task import Outcome, Task, Words, build_task
+from mil.tasks.classification import Classification
+from mil.text import words_of
+from mil.zeroshot import choose_top_j, pool_scores, resolve_pooling, tile_scores
 from mil.zeroshot_study import (
     figures_with_intervals,
     patient_means,
@@ -53,6 +56,7 @@ class ZeroShot:
         used: The slides that can be predicted, each with its part.
         bags: Theirs, and why others have none.
         pooling: From tiles to the slide.
+        task: What the logits mean.
     """
 
     features: FeatureFolder
@@ -62,6 +66,13 @@ class ZeroShot:
     used: list[tuple[CohortRow | SplitRow, str]]
     bags: BagSet
     pooling: Pooling
+    task: Task
+
+    @property
+    def reference(self) -> int | None:
+        """Where the class stands that the margin rule counts from."""
+        name = self.task.reference(self.classes, _words(self.bank))
+        return None if name is None else self.classes.index(name)
 
     def chosen(self) -> dict[str, Bag]:
         """The bags of the used slides, in their order."""
@@ -73,11 +84,13 @@ def run(config: DictConfig) -> int:
     console = Console(stderr=True)
     study = _read(config, console)
     out = Path(config.out)
-    logits = np.stack([slide_logits(bag, study.bank, study.classes, study.pooling) for bag in study.chosen().values()])
-    if config.multilabel:
-        metrics = _write_multilabel(out, study, logits)
-    else:
-        metrics = _write_multiclass(out, study, softmax(logits), config)
+    logits = np.stack(
+        [
+            pool_scores(tile_scores(bag, study.bank, study.classes), study.reference, study.pooling)
+            for bag in study.chosen().values()
+        ]
+    )
+    metrics = _write_task(out, study, logits, config)
     if config.maps:
         _write_maps(out, study, config, console)
     summary = {"command": "zeroshot", "slides": len(study.used), "metrics": metrics, "unused": study.bags.unused}
@@ -94,16 +107,30 @@ def _read(config: DictConfig, console: Console) -> ZeroShot:
     check_licence(config.licence_profile, header, console)
     space = "joint" if "joint" in features.spaces else header.space
     require_match(bank, encoder=header.encoder, encoder_fingerprint=header.encoder_fingerprint, space=space)
-    listed = _listed(config, features)
+    task = build_task(settings.plain(config.task))
+    if config.subsets and not isinstance(task, Classification):
+        raise InputError("subsets=…: figures of prompt subsets are of task=classification; leave subsets out")
+    listed = _listed(config, features, task)
     labels = [row.label for row, _ in listed if row.label]
-    classes = order_classes(labels, bank) if labels and not config.multilabel else list(bank.class_names())
+    words = _words(bank)
+    classes = task.classes(labels or bank.class_names(), words)
     ids = [row.slide_id for row, _ in listed]
     bags = load_bags(features, ids, space=space, nontask_of=bank if config.filter_nontask else None)
     used = [(row, part) for row, part in listed if row.slide_id in bags.bags]
     if not used:
         raise InputError(f"features={config.features}: no slide of the labels has a usable feature file")
-    pooling = _pooling(config, bank, bags, [row for row, part in used if part == "val"], classes)
-    return ZeroShot(features=features, bank=bank, space=space, classes=classes, used=used, bags=bags, pooling=pooling)
+    pooling = _pooling(config, bank, bags, [row for row, part in used if part == "val"], classes, task)
+    task.start(classes, words, is_margin=pooling.rule == "margin", is_text=True)
+    return ZeroShot(
+        features=features, bank=bank, space=space, classes=classes, used=used, bags=bags, pooling=pooling, task=task
+    )
+
+
+def _words(bank: TextBank) -> Words:
+    words = words_of(bank)
+    if words is None:
+        raise TypeError("a text bank has words")
+    return words
 
 
 def _cell(study: ZeroShot, config: DictConfig) -> dict[str, object]:
@@ -112,7 +139,6 @@ def _cell(study: ZeroShot, config: DictConfig) -> dict[str, object]:
     return {
         "aggregator": "zeroshot",
         "init": "text",
-        "multilabel": bool(config.multilabel),
         "space": study.space,
         "encoder": header.encoder,
         "encoder_fingerprint": header.encoder_fingerprint,
@@ -121,6 +147,8 @@ def _cell(study: ZeroShot, config: DictConfig) -> dict[str, object]:
         "prompt_set_sha256": study.bank.prompt_set_sha256,
         "split_name": "" if config.split is None else Path(config.split).stem,
         "shots": 0,
+        "labels": study.task.labels.name,
+        "task": type(study.task).__name__,
         "fold": int(config.fold or 0),
         "seed": 0,
         "pooling": {"rule": study.pooling.rule, "top_j": study.pooling.top_j},
@@ -131,16 +159,16 @@ def _cell(study: ZeroShot, config: DictConfig) -> dict[str, object]:
     }
 
 
-def _listed(config: DictConfig, features: FeatureFolder) -> list[tuple[CohortRow | SplitRow, str]]:
+def _listed(config: DictConfig, features: FeatureFolder, task: Task) -> list[tuple[CohortRow | SplitRow, str]]:
     """The slides with their parts: those of a fold, else every slide of the labels or the folder, all test."""
     cohort = None
     if config.labels is not None:
-        cohort = read_labels(Path(config.labels), slide_is_patient=config.slide_is_patient)
+        cohort = read_labels(Path(config.labels), slide_is_patient=config.slide_is_patient, kind=task.labels)
     if config.split is not None:
         if config.fold is None:
             raise InputError("split=… needs fold=…: predictions are listed by the parts of one fold")
-        table = read_split(Path(config.split))
-        check_split(table, cohort=cohort)
+        table = read_split(Path(config.split), kind=task.labels)
+        check_split(table, cohort=cohort, kind=task.labels)
         return [(row, part) for part in PARTS for row in table.part(config.fold, part)]
     if cohort is not None:
         return [(row, "test") for row in cohort.rows]
@@ -149,14 +177,16 @@ def _listed(config: DictConfig, features: FeatureFolder) -> list[tuple[CohortRow
 
 
 def _pooling(
-    config: DictConfig, bank: TextBank, bags: BagSet, val: list[CohortRow | SplitRow], classes: list[str]
+    config: DictConfig, bank: TextBank, bags: BagSet, val: list[CohortRow | SplitRow], classes: list[str], task: Task
 ) -> Pooling:
     """The rule; J from the validation part of a fold when asked for."""
-    background = bank.background() if bank.background() in classes else None
+    background = task.reference(classes, _words(bank))
     wanted = settings.top_j(config.pooling.top_j)
     pooling = resolve_pooling(config.pooling.rule, 1 if wanted == "auto" else int(wanted), background=background)
     if wanted != "auto":
         return pooling
+    if task.labels is not ONE_CLASS or background not in (None, bank.background()):
+        raise InputError("pooling.top_j=auto chooses for task=classification; give a number")
     if not val:
         raise InputError("pooling.top_j=auto chooses on a validation part: give split=… and fold=… with slides in val")
     chosen = [bags.bags[row.slide_id] for row in val]
@@ -164,29 +194,33 @@ def _pooling(
     return Pooling(rule=pooling.rule, top_j=choose_top_j(chosen, labels, bank, classes, pooling))
 
 
-def _write_multiclass(
-    out: Path, study: ZeroShot, probabilities: Float64[np.ndarray, "slide class"], config: DictConfig
+def _write_task(
+    out: Path, study: ZeroShot, logits: Float64[np.ndarray, "slide class"], config: DictConfig
 ) -> dict[str, object]:
     """Write predictions and figures as a run folder has them; returns the figures of the test part."""
-    classes, fold = study.classes, int(config.fold or 0)
-    _write_predictions(out, study, probabilities, classes, fold)
+    task, classes = study.task, study.classes
+    outcome = task.predict(torch.from_numpy(logits))
+    _write_predictions(out, study, outcome, classes, int(config.fold or 0))
     is_test = np.array([part == "test" for _, part in study.used])
     rows = [row for row, part in study.used if part == "test"]
     metrics: dict[str, object] = {}
     published: dict[str, object] = {"test": metrics}
     if rows and all(row.label for row in rows):
-        labels = np.array([classes.index(row.label) for row in rows])
-        predictions = Predictions(
-            slide_ids=tuple(row.slide_id for row in rows),
-            patient_ids=tuple(row.patient_id or row.slide_id for row in rows),
-            classes=tuple(classes),
-            labels=labels,
-            probabilities=probabilities[is_test],
-        )
-        metrics |= classification_metrics(labels, probabilities[is_test], classes)
-        published["test_intervals"] = figures_with_intervals(predictions)
+        targets = task.targets([row.label for row in rows], classes)
+        score = None if outcome.score is None else outcome.score[is_test]
+        tested = Outcome(probabilities=outcome.probabilities[is_test], score=score)
+        metrics |= task.metrics(targets, tested, classes)
+        if task.labels is ONE_CLASS:
+            predictions = Predictions(
+                slide_ids=tuple(row.slide_id for row in rows),
+                patient_ids=tuple(row.patient_id or row.slide_id for row in rows),
+                classes=tuple(classes),
+                labels=np.array([classes.index(row.label) for row in rows]),
+                probabilities=tested.probabilities,
+            )
+            published["test_intervals"] = figures_with_intervals(predictions)
     if config.subsets:
-        published["subsets"] = _write_subsets(out, study, probabilities, config)
+        published["subsets"] = _write_subsets(out, study, outcome.probabilities, config)
     publish_json(out / "metrics.json", published)
     cell = _cell(study, config)
     content = address(dict(study.bags.content))
@@ -195,27 +229,10 @@ def _write_multiclass(
     return metrics
 
 
-def _write_multilabel(out: Path, study: ZeroShot, logits: Float64[np.ndarray, "slide class"]) -> dict[str, object]:
-    """Write predictions and figures of slides that may be of several classes; returns the figures of the test part."""
-    background = study.bank.background()
-    columns = [index for index, name in enumerate(study.classes) if name != background]
-    classes = [study.classes[index] for index in columns]
-    probabilities = class_probabilities(logits, study.bank, study.pooling)[:, columns]
-    _write_predictions(out, study, probabilities, classes, 0)
-    labels = [row.label for row, part in study.used if part == "test"]
-    metrics: dict[str, object] = {}
-    if labels and all(labels):
-        is_test = np.array([part == "test" for _, part in study.used])
-        truth = label_matrix(labels, classes, background)
-        metrics = multilabel_metrics(truth, probabilities[is_test], classes)
-    publish_json(out / "metrics.json", {"test": metrics})
-    return metrics
-
-
 def _write_predictions(
     out: Path,
     study: ZeroShot,
-    probabilities: Float64[np.ndarray, "slide class"],
+    outcome: Outcome,
     classes: list[str],
     fold: int,
 ) -> None:
@@ -223,8 +240,11 @@ def _write_predictions(
     parts = np.array([part for _, part in study.used])
     tables: list[pd.DataFrame] = []
     for part in dict.fromkeys(parts.tolist()):
-        rows = [row for row, found in study.used if found == part]
-        tables.append(predictions_table(rows, probabilities[parts == part], classes, fold=fold, part=str(part)))
+        rows, chosen = [row for row, found in study.used if found == part], parts == part
+        name = study.task.score_name
+        score = None if outcome.score is None or name is None else (name, outcome.score[chosen])
+        probabilities = outcome.probabilities[chosen]
+        tables.append(predictions_table(rows, probabilities, classes, fold=fold, part=str(part), score=score))
     table = pd.concat(tables)
     publish_text(out / "predictions.csv", table.to_csv(index=False))
     if all(row.patient_id for row, _ in study.used):

@@ -1,37 +1,46 @@
 """One class a slide: softmax over the logits, cross-entropy."""
 
+from collections.abc import Sequence
 from typing import Literal
 
-import torch
-from jaxtyping import Float, Int
+import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from mil.task import Task
+from mil.labels import Target
+from mil.metrics import classification_metrics
+from mil.task import Outcome, Targets, Task, balanced_weights, class_targets
 
 
 class Classification(Task):
-    """Softmax classification.
+    """Softmax classification. Step 0: the softmax of the zero-shot logits.
 
     Args:
         class_weights: ``balanced`` gives each class the same total weight in the training part; ``none`` each bag.
     """
 
     def __init__(self, *, class_weights: Literal["balanced", "none"] = "balanced") -> None:
+        super().__init__()
         self._is_balanced = class_weights == "balanced"
-        self._weights: Float[Tensor, " class"] | None = None
 
-    def fit(self, train_labels: Int[Tensor, " bag"], n_classes: int) -> None:
+    def targets(self, labels: Sequence[str], classes: Sequence[str]) -> list[Target]:
+        """Class indices."""
+        return class_targets(labels, classes)
+
+    def fit(self, train_targets: Targets, n_classes: int) -> None:
         """Class weights N / (K n_k) from the training part."""
         if self._is_balanced:
-            counts = torch.bincount(train_labels, minlength=n_classes).clamp(min=1)
-            self._weights = len(train_labels) / (n_classes * counts.float())
+            self.learned["weights"] = balanced_weights(train_targets, n_classes)
 
-    def loss(self, logits: Float[Tensor, "bag class"], labels: Int[Tensor, " bag"]) -> Float[Tensor, ""]:
+    def loss(self, logits: Float[Tensor, "bag class"], targets: Targets) -> Float[Tensor, ""]:
         """Weighted cross-entropy."""
-        weights = None if self._weights is None else self._weights.to(logits)
-        return cross_entropy(logits, labels, weight=weights)
+        return cross_entropy(logits, targets, weight=self.kept("weights", logits))
 
     def probabilities(self, logits: Float[Tensor, "bag class"]) -> Float[Tensor, "bag class"]:
         """Softmax."""
         return logits.softmax(dim=-1)
+
+    def metrics(self, targets: Sequence[Target], outcome: Outcome, classes: Sequence[str]) -> dict[str, object]:
+        """`mil.metrics`."""
+        return classification_metrics(np.array(list(targets), dtype=np.int64), outcome.probabilities, classes)

@@ -1,0 +1,93 @@
+"""The cells of a sweep, several at once: one process a core, one thread each, over bags that all of them map."""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from types import FrameType
+
+from omegaconf import DictConfig, OmegaConf
+
+from mil.commands import settings
+from mil.jobs import PARTLY_FAILED, STOPPED, complain, guarded
+
+START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+"""A fork of a small server that has imported everything. A fork of this process could hang in what its threads held."""
+
+
+def run_cells(module: str, configs: Sequence[DictConfig]) -> list[int]:
+    """Run the cells of a command that says how many of them may run at once; returns the exit code of each.
+
+    Args:
+        module: Of the command; its ``at_once(config)`` is asked with the first cell.
+        configs: Composed configurations.
+    """
+    command = importlib.import_module(module)
+    asked: list[int] = []
+    code = guarded(lambda config: asked.append(command.at_once(config)) or 0, configs[0])
+    if code:
+        return [code]
+    n_processes = min(asked[0], len(configs))
+    return _one_by_one(module, configs) if n_processes == 1 else _at_once(module, configs, n_processes)
+
+
+def _one_by_one(module: str, configs: Sequence[DictConfig]) -> list[int]:
+    codes: list[int] = []
+    for config in configs:
+        codes.append(guarded(importlib.import_module(module).run, config))
+        if codes[-1] == STOPPED:  # a signal stops the sweep, not only the cell it fell into
+            break
+    return codes
+
+
+def _at_once(module: str, configs: Sequence[DictConfig], n_processes: int) -> list[int]:
+    context = multiprocessing.get_context(START_METHOD)
+    if START_METHOD == "forkserver":
+        context.set_forkserver_preload([module])
+    codes: list[int] = []
+    pool = ProcessPoolExecutor(n_processes, mp_context=context, initializer=_begin)
+    try:
+        cells = [pool.submit(_run_one, module, settings.plain(config)) for config in configs]
+        codes.extend(cell.result() for cell in as_completed(cells))
+    except BrokenProcessPool:
+        complain(
+            "error: a process of the sweep was killed (out of memory?); cells that were done stay: run the same "
+            "command again, with a smaller parallel=… if it happens again"
+        )
+        codes.append(PARTLY_FAILED)
+    finally:
+        if len(codes) < len(configs):  # interrupted: the cells in work stop as they do alone
+            for process in multiprocessing.active_children():
+                process.terminate()
+        pool.shutdown(cancel_futures=True)
+    return codes
+
+
+def _begin() -> None:
+    """In a new process: one thread, a polite end that interrupts, and an end when the parent is gone."""
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _run_one(module: str, config: Mapping[str, object]) -> int:
+    return guarded(importlib.import_module(module).run, OmegaConf.create(dict(config)))
