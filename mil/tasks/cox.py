@@ -1,18 +1,15 @@
 """Time to an event as a risk that multiplies a common hazard: Cox's partial likelihood."""
 
-from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from feature_extraction.errors import InputError
-from mil.labels import TIME_TO_EVENT, Target, in_order, time_and_event
-from mil.metrics_survival import survival_metrics
-from mil.task import Outcome, Targets, Task, Words
+from mil.task import Targets
 from mil.tasks.ordinal import cumulative_logits
+from mil.tasks.time_to_event import TimeToEvent
 
 Ties = Literal["breslow", "efron"]
 
@@ -46,7 +43,7 @@ def negative_log_partial_likelihood(
     return (log_at_risk - risks[is_event]).mean()
 
 
-class Cox(Task):
+class Cox(TimeToEvent):
     """The risk is minus the mean of the cumulative logits over the thresholds (of two classes: ``l_0 - l_1``).
 
     Classes are words for the course, the shortest survival first, as in the discrete hazard. The partial likelihood is
@@ -58,24 +55,13 @@ class Cox(Task):
         n_outputs: How many classes there are without a prompt set.
     """
 
-    labels = TIME_TO_EVENT
-    score_name = "risk"
+    called = "course"
 
     def __init__(self, *, ties: Ties = "efron", n_outputs: int = 2) -> None:
-        super().__init__()
+        super().__init__(n_outputs=n_outputs)
         if ties not in ("breslow", "efron"):
             raise InputError(f"task.ties={ties}: expected breslow or efron")
         self._ties: Ties = ties
-        self._n_outputs = n_outputs
-
-    def classes(self, labels: Sequence[str], words: Words | None) -> list[str]:
-        """Those of the prompt set, in its order, the shortest survival first; else ``course_01`` and on."""
-        names = [f"course_{place + 1:02}" for place in range(self._n_outputs)]
-        return in_order(names, None) if words is None else list(words.classes)
-
-    def targets(self, labels: Sequence[str], classes: Sequence[str]) -> list[Target]:
-        """(time, 1 for an event and 0 for none yet)."""
-        return [(time, float(is_event)) for time, is_event in map(time_and_event, labels)]
 
     def fit(self, train_targets: Targets, n_classes: int) -> None:
         """Nothing but a check.
@@ -90,21 +76,6 @@ class Cox(Task):
         """Minus the log partial likelihood of the batch, a mean over its events."""
         return negative_log_partial_likelihood(self.scores(logits), targets[:, 0], targets[:, 1] > 0, ties=self._ties)
 
-    def probabilities(self, logits: Float[Tensor, "bag class"]) -> Float[Tensor, "bag class"]:
-        """Which course the slide is most like, by the softmax; only the risk is trained."""
-        return logits.softmax(dim=-1)
-
     def scores(self, logits: Float[Tensor, "bag class"]) -> Float[Tensor, " bag"]:
         """The logarithm of the hazard ratio."""
         return -cumulative_logits(logits).mean(dim=1)
-
-    def decisions(self, probabilities: Float64[np.ndarray, "slide class"], classes: Sequence[str]) -> None:
-        """The risk says it."""
-        return
-
-    def metrics(self, targets: Sequence[Target], outcome: Outcome, classes: Sequence[str]) -> dict[str, object]:
-        """`mil.metrics_survival`."""
-        if outcome.score is None:
-            raise TypeError("a survival task predicts a risk")
-        rows = np.array(list(targets), dtype=np.float64)
-        return survival_metrics(rows[:, 0], rows[:, 1] > 0, outcome.score)

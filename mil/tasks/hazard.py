@@ -4,16 +4,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from feature_extraction.errors import InputError
-from mil.labels import TIME_TO_EVENT, Target, in_order, time_and_event
-from mil.metrics_survival import discrete_nll, survival_metrics
-from mil.task import Outcome, Targets, Task, Words
+from mil.labels import Target
+from mil.metrics_survival import discrete_nll
+from mil.task import Outcome, Targets
+from mil.tasks.time_to_event import TimeToEvent
 
 
-class DiscreteHazard(Task):
+class DiscreteHazard(TimeToEvent):
     """``f = softmax(l)`` is where the event falls, ``h_k = f_k / sum_{j >= k} f_j`` the hazard of bin k.
 
     The classes are the bins, from the shortest time to the longest, the last one open; their inner edges are quantiles
@@ -26,21 +27,10 @@ class DiscreteHazard(Task):
         n_outputs: How many bins there are without a prompt set.
     """
 
-    labels = TIME_TO_EVENT
-    score_name = "risk"
+    called = "bin"
 
     def __init__(self, *, n_outputs: int = 4) -> None:
-        super().__init__()
-        self._n_outputs = n_outputs
-
-    def classes(self, labels: Sequence[str], words: Words | None) -> list[str]:
-        """Those of the prompt set, in its order, the shortest time first; else ``bin_01`` and on."""
-        names = [f"bin_{place + 1:02}" for place in range(self._n_outputs)]
-        return in_order(names, None) if words is None else list(words.classes)
-
-    def targets(self, labels: Sequence[str], classes: Sequence[str]) -> list[Target]:
-        """(time, 1 for an event and 0 for none yet)."""
-        return [(time, float(is_event)) for time, is_event in map(time_and_event, labels)]
+        super().__init__(n_outputs=n_outputs)
 
     def fit(self, train_targets: Targets, n_classes: int) -> None:
         """Inner edges of the bins.
@@ -70,26 +60,16 @@ class DiscreteHazard(Task):
         is_event = targets[:, 1] > 0
         return -torch.where(is_event, log_f.gather(1, bins)[:, 0], log_reached.gather(1, bins)[:, 0]).mean()
 
-    def probabilities(self, logits: Float[Tensor, "bag class"]) -> Float[Tensor, "bag class"]:
-        """That the event falls into each bin; they sum to 1."""
-        return logits.softmax(dim=-1)
-
     def scores(self, logits: Float[Tensor, "bag class"]) -> Float[Tensor, " bag"]:
         """The risk, from 1 - K (all survive) to 0."""
         survival = 1 - logits.softmax(dim=-1).cumsum(dim=1)[:, :-1]
         return -survival.sum(dim=1)
 
-    def decisions(self, probabilities: Float64[np.ndarray, "slide class"], classes: Sequence[str]) -> None:
-        """The risk says it."""
-        return
-
     def metrics(self, targets: Sequence[Target], outcome: Outcome, classes: Sequence[str]) -> dict[str, object]:
         """`mil.metrics_survival`; ``nll`` where the bins are known."""
-        if outcome.score is None:
-            raise TypeError("a survival task predicts a risk")
-        rows = np.array(list(targets), dtype=np.float64)
-        found = survival_metrics(rows[:, 0], rows[:, 1] > 0, outcome.score)
+        found = super().metrics(targets, outcome, classes)
         if "edges" not in self.learned:
             return found
+        rows = np.array(list(targets), dtype=np.float64)
         bins = np.searchsorted(np.array(self.learned["edges"]), rows[:, 0], side="right")
         return {"nll": discrete_nll(bins, rows[:, 1] > 0, outcome.probabilities), **found}
