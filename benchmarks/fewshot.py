@@ -188,21 +188,23 @@ def draw_curves(
 ) -> None:
     """One line a method, zero-shot across."""
     places = {1: 1, 2: 2, 4: 3, 8: 4, -1: 5}
-    plot, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    plot, axes = plt.subplots(figsize=(9.5, 4.5), layout="constrained")
     for name in names:
         if name == ZERO_SHOT.name:
             axes.axhline(figures[name, 0]["bacc"][0], color="black", linestyle="--", label=name)
             continue
         shots = [one for one in places if (name, one) in figures]
         values = np.array([figures[name, one]["bacc"] for one in shots])
-        line = axes.plot([places[one] for one in shots], values[:, 0], marker="o", markersize=3, label=name)[0]
+        line = axes.plot(
+            [places[one] for one in shots], values[:, 0], marker="o", markersize=3, label=name.replace("`", "")
+        )[0]
         axes.fill_between(
             [places[one] for one in shots], values[:, 1], values[:, 2], color=line.get_color(), alpha=0.08
         )
     axes.set_xticks(list(places.values()), ["1", "2", "4", "8", "all"])
     axes.set_xlabel("training patients a class")
     axes.set_ylabel("balanced accuracy of patients")
-    axes.legend(fontsize=7, frameon=False)
+    plot.legend(loc="outside right upper", fontsize=7, frameon=False)
     plot.savefig(path, dpi=130)
     plt.close(plot)
 
