@@ -106,8 +106,7 @@ def jobs_of(out: Path, labels: Path, draw: int) -> Iterable[tuple[Method, int | 
 def request_of(out: Path, split: Path, fold: int, draw: int, method: Method, epochs: int) -> TrainRequest:
     """The cell that `promptmil train` would train."""
     (bank,) = (out / "bank").glob("*.safetensors")
-    group = lambda name: yaml.safe_load((conf_folder() / f"{name}.yaml").read_text())  # noqa: E731
-    trainer = group("trainer/default") | {"max_epochs": epochs, "accelerator": "cpu", "seed": draw}
+    trainer = group_of("trainer/default") | {"max_epochs": epochs, "accelerator": "cpu", "seed": draw}
     return TrainRequest(
         features=out / "features",
         bank=bank,
@@ -118,13 +117,18 @@ def request_of(out: Path, split: Path, fold: int, draw: int, method: Method, epo
         space=None,
         filter_nontask=False,
         words=method.words,
-        aggregator=group(f"aggregator/{method.aggregator}") | {"init": method.init},
-        task=group("task/classification"),
+        aggregator=group_of(f"aggregator/{method.aggregator}") | {"init": method.init},
+        task=group_of("task/classification"),
         rule=None,
         top_j=5,
-        optimization=Optimization(**group("optimizer/adamw")),
+        optimization=Optimization(**group_of("optimizer/adamw")),
         training=Training(**trainer),
     )
+
+
+def group_of(name: str) -> dict[str, object]:
+    """A yaml of the configuration."""
+    return yaml.safe_load((conf_folder() / f"{name}.yaml").read_text())
 
 
 def test_rows(job: tuple[Method, int | None, int, TrainRequest]) -> pd.DataFrame:
