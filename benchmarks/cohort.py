@@ -21,8 +21,8 @@ from sklearn.preprocessing import StandardScaler
 
 from feature_extraction.slide import Slide
 from feature_extraction.synthetic.cohort import make_cohort
-from mil.bag import FeatureFolder, load_bags
 from mil.cli import main as promptmil
+from mil.feature_folder import FeatureFolder, load_bags
 from mil.intervals import bootstrap_interval
 from mil.metrics import Predictions
 from mil.splits import SplitTable, read_split
@@ -97,7 +97,7 @@ def print_table(out: Path, data: Path) -> None:
         print(f"| {name} | {space} | {' | '.join(cells)} |")
     split = read_split(out / "splits" / "kfold.csv")
     ids = [row.slide_id for row in split.rows]
-    bags = load_bags(FeatureFolder(out / "features"), ids, space="joint").bags
+    bags = load_bags([FeatureFolder(out / "features")], ids, space="joint").bags
     means = {name: bag.unit_rows().mean(axis=0) for name, bag in bags.items()}
     for name, vectors in {"mean of tiles": means, "colour": colours(ids, data)}.items():
         estimates = bootstrap_interval(control(split, vectors), level="slide")

@@ -108,7 +108,7 @@ def request_of(out: Path, split: Path, fold: int, draw: int, method: Method, epo
     (bank,) = (out / "bank").glob("*.safetensors")
     trainer = group_of("trainer/default") | {"max_epochs": epochs, "accelerator": "cpu", "seed": draw}
     return TrainRequest(
-        features=out / "features",
+        features=(out / "features",),
         bank=bank,
         split=split,
         out=out / "runs",

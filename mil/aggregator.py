@@ -7,6 +7,7 @@ vectors and scoring the sum is the same as scoring the tiles and pooling the sco
 contribution.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -31,6 +32,7 @@ from mil.parts import (
     Route,
     Tiles,
 )
+from mil.task import Targets, Task
 
 PART_KINDS: dict[str, type[Part]] = {
     "embed": Embed,
@@ -41,11 +43,42 @@ PART_KINDS: dict[str, type[Part]] = {
     "head": Head,
 }
 OPTIONAL_PARTS = ("context", "bank")
-OTHER_KEYS = ("name", "init", "inits", "losses")
+OTHER_KEYS = ("name", "init", "inits", "losses", "scales")
 PACKAGES = ("mil",)
 
 
-class Aggregator(nn.Module):
+class Aggregator(nn.Module, ABC):
+    """Packed tiles in, one logit a class out."""
+
+    @abstractmethod
+    def forward(self, tiles: Float[Tensor, "tile dim"], packing: Packing) -> AggregatorOutput:
+        """Logits of packed bags, and the share of each tile in them."""
+
+    @abstractmethod
+    def of_scales(self) -> tuple["SixParts", ...]:
+        """What reads each magnification, the finest first."""
+
+    @abstractmethod
+    def pooled(self, output: AggregatorOutput) -> Float[Tensor, "bag class"]:
+        """The logits by pooling first and scoring then: what the sum of contributions is held against."""
+
+    @abstractmethod
+    def auxiliary(self, output: AggregatorOutput, labels: Targets, task: Task) -> Float[Tensor, ""]:
+        """The losses besides the task's, each with its factor."""
+
+    def fit_parts(self, *tiles: Float[Tensor, "tile dim"]) -> None:
+        """Let every part take its statistics from tiles of the training part, one tensor a magnification."""
+        for member, of_scale in zip(self.of_scales(), tiles, strict=True):
+            member.fit_to(of_scale)
+
+    def residuals(self) -> Iterator[nn.Parameter]:
+        """Parameters whose zero means "as the text says"."""
+        for member in self.of_scales():
+            for part in member.parts():
+                yield from part.residuals()
+
+
+class SixParts(Aggregator):
     """Six parts, composed.
 
     Args:
@@ -103,22 +136,33 @@ class Aggregator(nn.Module):
             tiles=seen,
         )
 
-    def fit_parts(self, tiles: Float[Tensor, "tile dim"]) -> None:
-        """Let every part take its statistics from tiles of the training part; all but embed from them embedded."""
+    def of_scales(self) -> tuple["SixParts", ...]:
+        """One magnification."""
+        return (self,)
+
+    def pooled(self, output: AggregatorOutput) -> Float[Tensor, "bag class"]:
+        """The head's."""
+        return self.head.pooled(output.tiles, output.assignment, output.attention) + output.bias
+
+    def auxiliary(self, output: AggregatorOutput, labels: Targets, task: Task) -> Float[Tensor, ""]:
+        """Their sum."""
+        total = output.logits.new_zeros(())
+        for loss in self.losses:
+            total = total + loss.weight * loss(output, labels, task)
+        return total
+
+    def fit_to(self, tiles: Float[Tensor, "tile dim"]) -> None:
+        """Let embed take its statistics from training tiles, and every other part from those tiles embedded."""
         self.embed.fit(tiles)
         with torch.no_grad():
             vectors = self.embed.eval()(tiles)
         self.embed.train(self.training)
-        for part in self._parts():
+        for part in self.parts():
             if part is not self.embed:
                 part.fit(vectors)
 
-    def residuals(self) -> Iterator[nn.Parameter]:
-        """Parameters whose zero means "as the text says"."""
-        for part in self._parts():
-            yield from part.residuals()
-
-    def _parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[Part]:
+        """Every part, losses too."""
         for module in (*self.children(), *self.losses):
             if isinstance(module, Part):
                 yield module
@@ -130,7 +174,8 @@ def compose(config: Mapping[str, object], facts: Facts) -> Aggregator:
     Args:
         config: One key a part (`PART_KINDS`), each with a ``_target_`` inside this package and that part's options, or
             such a mapping for each init; ``context`` and ``bank`` may be null. ``inits`` lists the inits it knows
-            (without it: every one), ``losses`` the auxiliary losses. ``name`` and ``init`` are for others.
+            (without it: every one), ``losses`` the auxiliary losses; ``scales: 2`` builds all of it for each of two
+            magnifications. ``name`` and ``init`` are for others.
         facts: What the files say; given to every part.
 
     Raises:
@@ -142,6 +187,25 @@ def compose(config: Mapping[str, object], facts: Facts) -> Aggregator:
     known = _listed(config, "inits")
     if known and facts.init not in known:
         raise InputError(f"aggregator.init={facts.init}: {config.get('name')} knows {', '.join(map(str, known))}")
+    if n_scales(config) == 1:
+        return _six_parts(config, facts)
+    members = [_six_parts(config, facts) for _ in range(n_scales(config))]
+    return construct({"_target_": "mil.dual_scale.DualScale"}, kind=Aggregator, packages=PACKAGES, members=members)
+
+
+def n_scales(config: Mapping[str, object]) -> int:
+    """How many magnifications an aggregator reads.
+
+    Raises:
+        InputError: Neither one nor two.
+    """
+    asked = config.get("scales", 1)
+    if isinstance(asked, bool) or asked not in (1, 2):
+        raise InputError(f"aggregator.scales={asked}: expected 1 or 2")
+    return 1 if asked == 1 else 2
+
+
+def _six_parts(config: Mapping[str, object], facts: Facts) -> SixParts:
     parts: dict[str, object] = {}
     for name, kind in PART_KINDS.items():
         options = _of_init(config.get(name), facts)
@@ -158,9 +222,7 @@ def compose(config: Mapping[str, object], facts: Facts) -> Aggregator:
         for options in _listed(config, "losses")
         if isinstance(options, Mapping)
     ]
-    return construct(
-        {"_target_": "mil.aggregator.Aggregator"}, kind=Aggregator, packages=PACKAGES, losses=losses, **parts
-    )
+    return construct({"_target_": "mil.aggregator.SixParts"}, kind=SixParts, packages=PACKAGES, losses=losses, **parts)
 
 
 def _listed(config: Mapping[str, object], key: str) -> list[object]:

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from feature_extraction.errors import InputError
 from feature_extraction.files import address
 from feature_extraction.header import FeatureHeader
 from feature_extraction.text_bank import TextBank, read_bank, require_match
-from mil.bag import BagSet, FeatureFolder, load_bags, require_space
+from mil.aggregator import n_scales
+from mil.feature_folder import BagSet, FeatureFolder, load_bags, open_folders, require_space
 from mil.fit import Training
 from mil.module import Optimization
 from mil.parts import INITS, Init
@@ -27,7 +28,7 @@ class TrainRequest:
     """What determines a run. Paths are where to find things; what is found there is what counts.
 
     Attributes:
-        features: Folder of feature files.
+        features: Folder of feature files of each magnification, the finest first.
         bank: Text bank, None for an aggregator without text.
         split: Split CSV.
         out: Folder of runs.
@@ -44,7 +45,7 @@ class TrainRequest:
         training: How long and how wide.
     """
 
-    features: Path
+    features: tuple[Path, ...]
     bank: Path | None
     split: Path
     out: Path
@@ -68,8 +69,9 @@ class CellInputs:
     Attributes:
         split: The split.
         bank: The words, those of the control if it is one; None without text.
-        header: Of one feature file; the others agree with it.
-        folder_name: Of the feature folder.
+        header: Of one feature file of the finest magnification; the others agree with it.
+        folder_name: Of the feature folders.
+        tile_mpp: µm per tile pixel of each magnification.
         space: Of the bags.
         bags: Those that can be used.
         init: What the aggregator starts from.
@@ -79,6 +81,7 @@ class CellInputs:
     bank: TextBank | None
     header: FeatureHeader
     folder_name: str
+    tile_mpp: tuple[float, ...]
     space: str
     bags: BagSet
     init: Init
@@ -95,14 +98,16 @@ def read_inputs(request: TrainRequest) -> CellInputs:
     if init is None:
         raise InputError(f"aggregator.init={request.aggregator.get('init')}: expected {', '.join(INITS)}")
     split = read_split(request.split, kind=build_task(request.task).labels)
-    features = FeatureFolder(request.features)
-    space = request.space or features.header.space
-    require_space(space, features)
+    folders = open_folders(request.features)
+    header = folders[0].header
+    _require_scales(request.aggregator, folders)
+    space = request.space or header.space
+    for folder in folders:
+        require_space(space, folder)
     bank = None if request.bank is None else controlled(read_bank(request.bank), request.words, request.seed)
     if init == "text" and bank is None:
         raise InputError("this aggregator starts from text: give bank=… (made with `promptmil prompts`)")
     if bank is not None:
-        header = features.header
         is_compared = init == "text" or request.filter_nontask
         require_match(
             bank,
@@ -111,16 +116,27 @@ def read_inputs(request: TrainRequest) -> CellInputs:
             space=space if is_compared else "joint",
         )
     wanted = [row.slide_id for part in PARTS for row in split.part(request.fold, part)]
-    bags = load_bags(features, wanted, space=space, nontask_of=bank if request.filter_nontask else None)
+    bags = load_bags(folders, wanted, space=space, nontask_of=bank if request.filter_nontask else None)
     return CellInputs(
         split=split,
         bank=bank,
-        header=features.header,
-        folder_name=features.path.name,
+        header=header,
+        folder_name=" + ".join(folder.path.name for folder in folders),
+        tile_mpp=tuple(folder.header.tile_mpp for folder in folders),
         space=space,
         bags=bags,
         init=init,
     )
+
+
+def _require_scales(aggregator: Mapping[str, object], folders: Sequence[FeatureFolder]) -> None:
+    expected = n_scales(aggregator)
+    if len(folders) != expected:
+        needed = "features=[fine folder,coarse folder]" if expected == 2 else "one folder, or aggregator.scales=2"
+        raise InputError(
+            f"aggregator={aggregator.get('name')} reads {expected} magnification(s), features has {len(folders)}; "
+            f"give {needed}"
+        )
 
 
 def cell_record(request: TrainRequest, inputs: CellInputs) -> dict[str, object]:

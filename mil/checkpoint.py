@@ -30,7 +30,7 @@ class ModelCard:
         space: Of the embeddings.
         encoder: Name of the encoder.
         encoder_fingerprint: Of its weights.
-        tile_mpp: µm per tile pixel.
+        tile_mpp: µm per tile pixel of each magnification, the finest first.
         tile_size_px: Side of a tile.
         logit_scale: Natural logarithm of the encoder's factor on the cosine.
         rule: Of the pooling.
@@ -51,7 +51,7 @@ class ModelCard:
     space: str
     encoder: str
     encoder_fingerprint: str
-    tile_mpp: float
+    tile_mpp: list[float]
     tile_size_px: int
     logit_scale: float
     rule: str

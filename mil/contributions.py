@@ -13,11 +13,10 @@ from jaxtyping import Bool, Float64
 from sklearn.metrics import roc_auc_score
 
 from feature_extraction.errors import DamagedFileError
-from mil.aggregator import Aggregator
-from mil.bag import Bag
+from mil.aggregator import Aggregator, SixParts
+from mil.bag import Bag, pack_tiles
 from mil.bank import WordBank
 from mil.head import TextHead
-from mil.packed import pack
 from mil.task import Task
 
 SUM_TOLERANCE = 1e-5
@@ -26,17 +25,18 @@ SUM_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """The layers of one slide's map, one row a tile and one column a class.
+    """The layers of one slide's map at one magnification, one row a tile and one column a class.
 
     Attributes:
-        bag: The slide.
-        contribution: c_ik; the column sums to the logit less the bias; zero outside a top-J.
+        bag: The slide at this magnification.
+        contribution: c_ik; the column sums to the logit less the bias and what `elsewhere` says; zero outside a top-J.
         evidence: e_ik, what the tile says for the class, for every tile.
         attention: a_ik.
         concept_share: Share of each concept among its class's, one column a concept; empty without concepts.
         logits: One a class.
         bias: One a class.
         probabilities: One a class.
+        elsewhere: One a class: the sum of the contributions at the other magnification, zero without one.
     """
 
     bag: Bag
@@ -47,6 +47,7 @@ class Explanation:
     logits: Float64[np.ndarray, " class"]
     bias: Float64[np.ndarray, " class"]
     probabilities: Float64[np.ndarray, " class"]
+    elsewhere: Float64[np.ndarray, " class"]
 
     @property
     def is_sparse(self) -> bool:
@@ -59,31 +60,45 @@ class Explanation:
 
 
 @torch.inference_mode()
-def explain(aggregator: Aggregator, task: Task, bag: Bag) -> Explanation:
-    """Compute the layers of one slide.
+def explain(aggregator: Aggregator, task: Task, bag: Bag) -> list[Explanation]:
+    """Compute the layers of one slide at each of its magnifications, the finest first.
 
     Raises:
         DamagedFileError: Contributions and logit disagree beyond `SUM_TOLERANCE`.
     """
     exact = copy.deepcopy(aggregator).double().eval()
-    output = exact(bag.tensor(torch.float64), pack([len(bag)]))
-    logits = exact.head.pooled(output.tiles, output.assignment, output.attention)[0] + output.bias
+    tiles = [one.tensor(torch.float64) for one in bag.scales()]
+    output = exact(torch.cat(tiles), pack_tiles([tiles]))
+    logits = exact.pooled(output)[0]
     summed = output.contribution.sum(dim=0) + output.bias
     gap = (summed - logits).abs() / logits.abs().clamp(min=1)
     if float(gap.max()) > SUM_TOLERANCE:
         raise DamagedFileError(
             f"slide={bag.slide_id}: contributions sum to {summed.tolist()}, the logits are {logits.tolist()}"
         )
-    return Explanation(
-        bag=bag,
-        contribution=output.contribution.numpy(),
-        evidence=output.evidence.numpy(),
-        attention=output.attention.numpy(),
-        concept_share=_concept_shares(exact, output.vectors).numpy(),
-        logits=logits.numpy(),
-        bias=output.bias.numpy(),
-        probabilities=task.probabilities(logits.unsqueeze(0))[0].numpy(),
-    )
+    sizes = [len(of_scale) for of_scale in tiles]
+    return [
+        Explanation(
+            bag=one,
+            contribution=contribution.numpy(),
+            evidence=evidence.numpy(),
+            attention=attention.numpy(),
+            concept_share=_concept_shares(member, vectors).numpy(),
+            logits=logits.numpy(),
+            bias=output.bias.numpy(),
+            probabilities=task.probabilities(logits.unsqueeze(0))[0].numpy(),
+            elsewhere=(output.contribution.sum(dim=0) - contribution.sum(dim=0)).numpy(),
+        )
+        for one, member, contribution, evidence, attention, vectors in zip(
+            bag.scales(),
+            exact.of_scales(),
+            output.contribution.split(sizes),
+            output.evidence.split(sizes),
+            output.attention.split(sizes),
+            output.vectors.split(sizes),
+            strict=True,
+        )
+    ]
 
 
 def auc_against(scores: Float64[np.ndarray, " tile"], is_positive: Bool[np.ndarray, " tile"]) -> float:
@@ -93,9 +108,9 @@ def auc_against(scores: Float64[np.ndarray, " tile"], is_positive: Bool[np.ndarr
     return float(roc_auc_score(is_positive, scores))
 
 
-def _concept_shares(aggregator: Aggregator, vectors: torch.Tensor) -> torch.Tensor:
+def _concept_shares(member: SixParts, vectors: torch.Tensor) -> torch.Tensor:
     """Softmax over the concepts of a class of tau v . c, one column a concept."""
-    bank, head = aggregator.bank, aggregator.head
+    bank, head = member.bank, member.head
     if not isinstance(bank, WordBank) or not isinstance(head, TextHead):
         return vectors.new_zeros((len(vectors), 0))
     concepts = bank().concepts

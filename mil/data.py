@@ -8,10 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mil.bag import Bag, BagBatch, collate
+from mil.bag import Bag, BagBatch, Collate, Item
 from mil.labels import Target
-
-Item = tuple[Float[Tensor, "tile dim"], Target, int]
 
 
 class BagDataset(Dataset[Item]):
@@ -20,7 +18,7 @@ class BagDataset(Dataset[Item]):
     Args:
         bags: In a fixed order.
         labels: Target of each, as the task made them.
-        max_tiles: Tiles drawn anew from a larger bag at each visit; None for all.
+        max_tiles: Tiles drawn anew from a larger bag (at each of its magnifications) at each visit; None for all.
         seed: Of the draws.
     """
 
@@ -34,17 +32,19 @@ class BagDataset(Dataset[Item]):
         return len(self._bags)
 
     def __getitem__(self, row: int) -> Item:
-        tiles = self._bags[row].tensor()
-        if self._max_tiles is not None and len(tiles) > self._max_tiles:
-            drawn = torch.randperm(len(tiles), generator=self._generator)[: self._max_tiles]
-            tiles = tiles[drawn.sort().values]
-        return tiles, self._labels[row], row
+        return tuple(self._drawn(one.stored()) for one in self._bags[row].scales()), self._labels[row], row
+
+    def _drawn(self, tiles: Float[Tensor, "tile dim"]) -> Float[Tensor, "_ dim"]:
+        if self._max_tiles is None or len(tiles) <= self._max_tiles:
+            return tiles
+        drawn = torch.randperm(len(tiles), generator=self._generator)[: self._max_tiles]
+        return tiles[drawn.sort().values]
 
 
 def drawn_tiles(bag: Bag, max_tiles: int) -> Float[Tensor, "tile dim"]:
     """Evenly spaced tiles of a bag, all of a smaller one."""
-    tiles = bag.tensor()
-    return tiles[:: max(1, -(-len(tiles) // max_tiles))]
+    tiles = bag.stored()
+    return tiles[:: max(1, -(-len(tiles) // max_tiles))].float()
 
 
 def train_loader(
@@ -55,14 +55,14 @@ def train_loader(
         BagDataset(bags, labels, max_tiles=max_tiles, seed=seed),
         batch_size=batch_size,
         shuffle=True,
-        collate_fn=collate,
+        collate_fn=Collate(),
         generator=torch.Generator().manual_seed(seed),
     )
 
 
 def eval_loader(bags: Sequence[Bag], labels: Sequence[Target], *, batch_size: int) -> DataLoader[Item]:
     """Every tile of every bag, in order."""
-    return DataLoader(BagDataset(bags, labels, max_tiles=None, seed=0), batch_size=batch_size, collate_fn=collate)
+    return DataLoader(BagDataset(bags, labels, max_tiles=None, seed=0), batch_size=batch_size, collate_fn=Collate())
 
 
 def batches_of(loader: DataLoader[Item]) -> Iterator[BagBatch]:

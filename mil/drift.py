@@ -1,16 +1,17 @@
 """The drift audit: does each prototype still mean its own word after training?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mil.aggregator import Aggregator
+from mil.aggregator import Aggregator, SixParts
 from mil.bank import WordBank
 from mil.head import TextHead
+from mil.packed import SCALES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +19,7 @@ class Drift:
     """One trained prototype beside the words that it may mean.
 
     Attributes:
-        part: ``class``, ``concept`` or ``head``.
+        part: ``class``, ``concept`` or ``head``; with two magnifications also which, as in ``head coarse``.
         name: Its word: a class, or ``class / concept``.
         cosine: With its own word, 1 at the start.
         rank: Of its own word among the words of its kind by cosine; 1 is the nearest.
@@ -48,20 +49,29 @@ def audit(aggregator: Aggregator, classes: Sequence[str], concepts: Sequence[Seq
         classes: Names, in the order of the logits.
         concepts: [class, concept] of each concept row.
     """
+    members = aggregator.of_scales()
     found: list[Drift] = []
-    bank, head = aggregator.bank, aggregator.head
-    with torch.no_grad():
-        if isinstance(bank, WordBank):
-            now = bank()
-            if now.classes is not None:
-                found += _compared("class", now.classes, bank.base_classes, classes)
-            if now.concepts is not None:
-                names = [" / ".join(pair) for pair in concepts]
-                found += _compared("concept", now.concepts, bank.base_concepts, names)
-        if isinstance(head, TextHead):
-            keep = head.is_trained[:, 0] > 0
-            named = [name for name, is_kept in zip(classes, keep.tolist(), strict=True) if is_kept]
-            found += _compared("head", (head.base + head.delta)[keep], head.base[keep], named)
+    for scale, member in enumerate(members):
+        where = "" if len(members) == 1 else f" {SCALES[scale]}"
+        found += [replace(one, part=one.part + where) for one in _of_member(member, classes, concepts)]
+    return found
+
+
+@torch.no_grad()
+def _of_member(member: SixParts, classes: Sequence[str], concepts: Sequence[Sequence[str]]) -> list[Drift]:
+    found: list[Drift] = []
+    bank, head = member.bank, member.head
+    if isinstance(bank, WordBank):
+        now = bank()
+        if now.classes is not None:
+            found += _compared("class", now.classes, bank.base_classes, classes)
+        if now.concepts is not None:
+            names = [" / ".join(pair) for pair in concepts]
+            found += _compared("concept", now.concepts, bank.base_concepts, names)
+    if isinstance(head, TextHead):
+        keep = head.is_trained[:, 0] > 0
+        named = [name for name, is_kept in zip(classes, keep.tolist(), strict=True) if is_kept]
+        found += _compared("head", (head.base + head.delta)[keep], head.base[keep], named)
     return found
 
 

@@ -10,11 +10,10 @@ import pandas as pd
 
 from feature_extraction.errors import DamagedFileError, InputError, MismatchError
 from feature_extraction.files import read_json
-from feature_extraction.header import FeatureHeader
 from feature_extraction.text_bank import TextBank, read_bank
 from mil.aggregator import Aggregator
-from mil.bag import FeatureFolder, require_space
 from mil.checkpoint import BANK, ModelCard, read_model
+from mil.feature_folder import FeatureFolder, open_folders, require_space
 from mil.runs import check_run, find_runs
 from mil.task import Task, build_task
 
@@ -117,17 +116,20 @@ def runs_by_slide(runs: Sequence[LoadedRun]) -> dict[str, LoadedRun]:
     return {slide_id: run for run in runs for slide_id in run.predictions.query("part == 'test'")["slide_id"].tolist()}
 
 
-def require_fit(card: ModelCard, header: FeatureHeader) -> None:
-    """Refuse features of another encoder or space than the run was trained on.
+def require_fit(card: ModelCard, folders: Sequence[FeatureFolder]) -> None:
+    """Refuse features of another encoder or tiling than the run was trained on.
 
     Raises:
         MismatchError: They differ.
     """
-    if (card.encoder_fingerprint, card.tile_mpp) != (header.encoder_fingerprint, header.tile_mpp):
+    header, tile_mpp = folders[0].header, [folder.header.tile_mpp for folder in folders]
+    if (card.encoder_fingerprint, card.tile_mpp) != (header.encoder_fingerprint, tile_mpp):
+        expected = f"{card.encoder} ({card.encoder_fingerprint[:8]}) tiles at {_listed(card.tile_mpp)} µm"
+        got = f"{header.encoder} ({header.encoder_fingerprint[:8]}) at {_listed(tile_mpp)}"
+        order = ", and give features=[fine,coarse]" if len(card.tile_mpp) > 1 else ""
         raise MismatchError(
-            f"the run was trained on {card.encoder} ({card.encoder_fingerprint[:8]}) tiles at {card.tile_mpp} µm, the "
-            f"features are of {header.encoder} ({header.encoder_fingerprint[:8]}) at {header.tile_mpp}; "
-            "extract with the same encoder and tiling"
+            f"the run was trained on {expected}, the features are of {got}; extract with the same encoder and "
+            f"tiling{order}"
         )
 
 
@@ -148,10 +150,15 @@ def require_stored_prediction(run: LoadedRun, slide_id: str, probabilities: Mapp
         )
 
 
-def open_features(path: Path, runs: Sequence[LoadedRun]) -> FeatureFolder:
-    """The features, checked against every run."""
-    features = FeatureFolder(path)
+def open_features(paths: Sequence[Path], runs: Sequence[LoadedRun]) -> tuple[FeatureFolder, ...]:
+    """The features of each magnification, checked against every run."""
+    folders = open_folders(paths)
     for run in runs:
-        require_fit(run.card, features.header)
-        require_space(run.card.space, features)
-    return features
+        require_fit(run.card, folders)
+        for folder in folders:
+            require_space(run.card.space, folder)
+    return folders
+
+
+def _listed(values: Sequence[float]) -> str:
+    return " and ".join(map(str, values))

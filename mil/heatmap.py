@@ -76,9 +76,10 @@ def _prediction_line(explanation: Explanation, caption: Caption) -> str:
 
 
 def _note(explanation: Explanation, class_index: int, caption: Caption) -> str:
-    total = float(explanation.contribution[:, class_index].sum())
+    total, elsewhere = float(explanation.contribution[:, class_index].sum()), float(explanation.elsewhere[class_index])
+    other = f" {elsewhere:+.3f} at the other magnification" if explanation.elsewhere.any() else ""
     bias, logit = float(explanation.bias[class_index]), float(explanation.logits[class_index])
     return (
-        f"contributions {total:+.3f} + bias {bias:+.3f} = logit {logit:+.3f} for {caption.class_name}   ·   "
+        f"contributions {total:+.3f}{other} + bias {bias:+.3f} = logit {logit:+.3f} for {caption.class_name}   ·   "
         f"{caption.model}   ·   research use only"
     )

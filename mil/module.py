@@ -77,8 +77,7 @@ class MilModule(lightning.LightningModule):
         """
         output = self.aggregator(batch.tiles, batch.packing)
         loss = self.task.loss(output.logits, batch.labels)
-        for auxiliary in self.aggregator.losses:
-            loss = loss + auxiliary.weight * auxiliary(output, batch.labels, self.task)
+        loss = loss + self.aggregator.auxiliary(output, batch.labels, self.task)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} on the bags {batch.rows.tolist()}")
         return loss

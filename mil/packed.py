@@ -1,14 +1,21 @@
 """Packed bags: many bags as one tensor of tiles, and what is done to each bag in it.
 
-Nothing is padded: bag b is rows ``offsets[b] : offsets[b + 1]``.
+Nothing is padded: bag b is rows ``offsets[b] : offsets[b + 1]``. Where a bag holds tiles of several magnifications,
+each row says of which.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from feature_extraction.errors import InputError
+
+SCALES = ("fine", "coarse")
+"""Names of the magnifications, in the order of their numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,10 +25,12 @@ class Packing:
     Attributes:
         offsets: First row of each bag, and the number of rows at the end.
         bag_of_tile: Index of the bag that each tile belongs to.
+        scale_of_tile: Index of the magnification of each tile, 0 the finest; None when there is one.
     """
 
     offsets: Int[Tensor, " bag_and_end"]
     bag_of_tile: Int[Tensor, " tile"]
+    scale_of_tile: Int[Tensor, " tile"] | None = None
 
     @property
     def n_bags(self) -> int:
@@ -35,15 +44,46 @@ class Packing:
 
     def to(self, device: torch.device) -> "Packing":
         """The same packing on ``device``."""
-        return Packing(offsets=self.offsets.to(device), bag_of_tile=self.bag_of_tile.to(device))
+        scale = None if self.scale_of_tile is None else self.scale_of_tile.to(device)
+        return Packing(offsets=self.offsets.to(device), bag_of_tile=self.bag_of_tile.to(device), scale_of_tile=scale)
 
 
-def pack(sizes: list[int]) -> Packing:
+def pack(sizes: Sequence[int]) -> Packing:
     """Packing of bags of the given sizes, in that order."""
-    counts = torch.tensor(sizes, dtype=torch.long)
-    offsets = torch.zeros(len(sizes) + 1, dtype=torch.long)
-    offsets[1:] = counts.cumsum(0)
-    return Packing(offsets=offsets, bag_of_tile=torch.repeat_interleave(torch.arange(len(sizes)), counts))
+    bag_of_tile = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.long))
+    return _packing(bag_of_tile, len(sizes))
+
+
+def pack_scales(sizes: Sequence[Sequence[int]]) -> Packing:
+    """Packing of bags that hold several magnifications, one after the other within each bag.
+
+    Args:
+        sizes: For each bag its number of tiles at each magnification, the finest first.
+    """
+    runs = torch.tensor(sizes, dtype=torch.long)
+    scales = torch.arange(runs.shape[1]).repeat(len(runs))
+    packing = pack(runs.sum(dim=1).tolist())
+    return replace(packing, scale_of_tile=torch.repeat_interleave(scales, runs.flatten()))
+
+
+def at_scale(packing: Packing, scale: int) -> tuple[Int[Tensor, " tile_of_scale"], Packing]:
+    """The rows of one magnification, and the same bags packed with those rows alone.
+
+    Raises:
+        InputError: The bags hold one magnification only.
+    """
+    if packing.scale_of_tile is None:
+        raise InputError(
+            "this aggregator reads two magnifications, the bags hold one; give features=[fine folder,coarse folder]"
+        )
+    rows = (packing.scale_of_tile == scale).nonzero()[:, 0]
+    return rows, _packing(packing.bag_of_tile[rows], packing.n_bags)
+
+
+def _packing(bag_of_tile: Int[Tensor, " tile"], n_bags: int) -> Packing:
+    offsets = bag_of_tile.new_zeros(n_bags + 1)
+    offsets[1:] = torch.bincount(bag_of_tile, minlength=n_bags).cumsum(0)
+    return Packing(offsets=offsets, bag_of_tile=bag_of_tile)
 
 
 def sum_bags(values: Float[Tensor, "tile column"], packing: Packing) -> Float[Tensor, "bag column"]:

@@ -169,8 +169,9 @@ class AggregatorOutput:
         attention: a_ik, not negative.
         evidence: e_ik, what tile i would say for class k if it counted fully.
         bias: b_k.
-        assignment: How much each tile counts for each query.
+        assignment: How much each tile counts for each query; of several magnifications: the attention.
         tiles: What the attention was computed from.
+        of_scales: The output of each magnification, where there are several.
     """
 
     logits: Float[Tensor, "bag class"]
@@ -180,6 +181,7 @@ class AggregatorOutput:
     bias: Float[Tensor, " class"]
     assignment: Assignment
     tiles: Tiles
+    of_scales: tuple["AggregatorOutput", ...] = ()
 
     @property
     def vectors(self) -> Float[Tensor, "tile width"]:

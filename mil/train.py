@@ -15,11 +15,11 @@ from feature_extraction.errors import InputError, MismatchError
 from feature_extraction.files import is_valid, publish_json, publish_text, read_json
 from feature_extraction.text_bank import write_bank
 from mil.aggregator import Aggregator, compose
-from mil.bag import BagSet
 from mil.cell import AUTO, CellInputs, TrainRequest, cell_record, read_inputs
 from mil.checkpoint import BANK, ModelCard, write_model
 from mil.data import drawn_tiles
 from mil.drift import audit
+from mil.feature_folder import BagSet
 from mil.fit import Fitted, Fold, Labelled, fit, logits_of
 from mil.labels import ONE_CLASS
 from mil.losses import InstanceClusters
@@ -102,7 +102,8 @@ def _train(
     task.start(classes, words, is_margin=is_margin, is_text=inputs.init == "text")
     task.fit(torch.tensor(list(labelled["train"].labels)), len(classes))
     card = replace(card, learned=task.state())
-    aggregator.fit_parts(torch.cat([drawn_tiles(bag, TILES_A_BAG_TO_FIT) for bag in labelled["train"].bags]))
+    drawn = [[drawn_tiles(one, TILES_A_BAG_TO_FIT) for one in bag.scales()] for bag in labelled["train"].bags]
+    aggregator.fit_parts(*(torch.cat(of_scale) for of_scale in zip(*drawn, strict=True)))
     fitted = fit(
         aggregator,
         task,
@@ -155,7 +156,7 @@ def _require_classes(train: Sequence[SplitRow], rows: Sequence[SplitRow], task: 
 
 
 def _require_instance_labels(aggregator: Aggregator, task: Task, card: ModelCard) -> None:
-    if task.labels is not ONE_CLASS and any(isinstance(loss, InstanceClusters) for loss in aggregator.losses):
+    if task.labels is not ONE_CLASS and any(isinstance(module, InstanceClusters) for module in aggregator.modules()):
         raise InputError(
             f"aggregator={card.aggregator.get('name')}: labels tiles by the class of their slide, and this task's "
             "slides have not one class; use aggregator.losses=[] or another aggregator"
@@ -187,7 +188,7 @@ def _card(request: TrainRequest, inputs: CellInputs, task: Task, classes: list[s
         space=inputs.space,
         encoder=header.encoder,
         encoder_fingerprint=header.encoder_fingerprint,
-        tile_mpp=header.tile_mpp,
+        tile_mpp=list(inputs.tile_mpp),
         tile_size_px=header.tile_size_px,
         logit_scale=header.logit_scale,
         rule=pooling.rule,
@@ -200,7 +201,7 @@ def _card(request: TrainRequest, inputs: CellInputs, task: Task, classes: list[s
 
 
 def _width(bags: BagSet) -> int:
-    widths = {bag.features.shape[1] for bag in bags.bags.values()}
+    widths = {one.features.shape[1] for bag in bags.bags.values() for one in bag.scales()}
     if len(widths) != 1:
         raise MismatchError(f"the bags have widths {sorted(widths)}, expected one; extract them with one configuration")
     return widths.pop()

@@ -1,12 +1,15 @@
 """Small bags and words for tests of the aggregators: random unit vectors, known sizes, no file."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch.nn.functional import normalize
 
 from feature_extraction.prompts import PromptRow
 from feature_extraction.text_bank import TextBank
-from mil.bag import Bag
+from mil.bag import Bag, pack_tiles
+from mil.packed import Packing
 from mil.parts import Facts, Pooling, TextPrototypes
 
 DIM = 16
@@ -25,6 +28,17 @@ def bag(n: int, seed: int) -> Bag:
     """A bag of n random tiles in one row of a grid."""
     coords = np.stack([np.arange(n) * 100, np.zeros(n, int)], axis=1).astype(np.int64)
     return Bag(slide_id=f"S{seed}", features=rows(n, seed), coords_lv0=coords, size_lv0=(100.0, 100.0))
+
+
+def packed(n_scales: int, *bags_: torch.Tensor) -> tuple[torch.Tensor, Packing]:
+    """Bags as an aggregator takes them; one that reads two magnifications gets the same tiles turned as coarse ones."""
+    scaled = [(tiles,) if n_scales == 1 else (tiles, tiles.roll(1, dims=1)) for tiles in bags_]
+    return torch.cat([tiles for one in scaled for tiles in one]), pack_tiles(scaled)
+
+
+def scaled(n_scales: int, one: Bag) -> Bag:
+    """The same for a bag."""
+    return one if n_scales == 1 else replace(one, coarse=replace(one, features=np.roll(one.features, 1, axis=1)))
 
 
 def bank(*, has_background: bool = True) -> TextBank:

@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 import zero_shot_loops
-from bags import CLASSES, CONCEPTS, bag, bank, facts
+from bags import CLASSES, CONCEPTS, bag, bank, facts, packed, scaled
 from torch.nn.functional import cross_entropy
 
-from mil.aggregator import Aggregator, compose
+from mil.aggregator import Aggregator, compose, n_scales
 from mil.bag import BagBatch
 from mil.checkpoint import ModelCard, read_model, write_model
 from mil.context import SelfAttentionContext
@@ -34,7 +34,8 @@ OPTIMIZATION = Optimization(lr=0.01, residual_decay=0.1, weight_decay=0.01, scal
 def make(name: str, rule: str = "margin", top_j: int = 3, init: str | None = None) -> Aggregator:
     torch.manual_seed(0)
     aggregator = compose(CONFIGS[name], facts(rule, top_j, init or str(CONFIGS[name]["init"])))
-    aggregator.fit_parts(torch.cat([bag(60, seed).tensor() for seed in range(3)]))
+    tiles = torch.cat([bag(60, seed).tensor() for seed in range(3)])
+    aggregator.fit_parts(*[tiles] * n_scales(CONFIGS[name]))
     return aggregator
 
 
@@ -43,9 +44,10 @@ def take_steps(aggregator: Aggregator, init: str, n_steps: int) -> None:
     module = MilModule(aggregator, Classification(), OPTIMIZATION, init)
     optimizer = module.configure_optimizers()
     sizes = [9, 14, 11]
+    tiles, packing = packed(len(aggregator.of_scales()), *(bag(n, seed).tensor() for seed, n in enumerate(sizes)))
     batch = BagBatch(
-        tiles=torch.cat([bag(n, seed).tensor() for seed, n in enumerate(sizes)]),
-        packing=pack(sizes),
+        tiles=tiles,
+        packing=packing,
         labels=torch.tensor([0, 1, 2]),
         rows=torch.arange(3),
     )
@@ -64,7 +66,7 @@ def stepped(name: str, n_steps: int = 3, init: str | None = None) -> Aggregator:
 
 def logits_of(aggregator: Aggregator, *bags_: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        return aggregator.eval()(torch.cat(bags_), pack([len(b) for b in bags_])).logits
+        return aggregator.eval()(*packed(len(aggregator.of_scales()), *bags_)).logits
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -93,8 +95,14 @@ def test_order_of_tiles_changes_nothing(name: str, init: str):
 @pytest.mark.parametrize("n_tiles", [1, 2, 50])
 def test_contributions_and_bias_sum_to_the_logit(name: str, init: str, n_tiles: int):
     aggregator = stepped(name, init=init)
-    explanation = explain(aggregator, Classification(), bag(n_tiles, seed=5))
-    total = explanation.contribution.sum(axis=0) + explanation.bias
+    explanations = explain(aggregator, Classification(), scaled(n_scales(CONFIGS[name]), bag(n_tiles, seed=5)))
+    explanation = explanations[0]
+    assert len(explanations) == n_scales(CONFIGS[name])
+    for one in explanations:
+        np.testing.assert_allclose(
+            one.contribution.sum(axis=0) + one.elsewhere, sum(e.contribution.sum(axis=0) for e in explanations)
+        )
+    total = explanation.contribution.sum(axis=0) + explanation.elsewhere + explanation.bias
     np.testing.assert_allclose(total, explanation.logits, atol=1e-5 * max(1, np.abs(explanation.logits).max()))
     single = logits_of(aggregator, bag(n_tiles, seed=5).tensor())[0]
     np.testing.assert_allclose(explanation.logits, single.numpy(), atol=1e-3)
@@ -104,9 +112,9 @@ def test_contributions_and_bias_sum_to_the_logit(name: str, init: str, n_tiles: 
 def test_attention_is_a_distribution_over_each_bag(name: str, init: str):
     aggregator = stepped(name, init=init)
     with torch.inference_mode():
-        output = aggregator(torch.cat([bag(4, 1).tensor(), bag(9, 2).tensor()]), pack([4, 9]))
+        output = aggregator(*packed(n_scales(CONFIGS[name]), bag(4, 1).tensor(), bag(9, 2).tensor()))
     assert (output.attention >= 0).all()
-    for part in output.attention.split([4, 9]):
+    for part in output.attention.split([4 * n_scales(CONFIGS[name]), 9 * n_scales(CONFIGS[name])]):
         torch.testing.assert_close(part.sum(dim=0), torch.ones(len(CLASSES)))
 
 
@@ -133,7 +141,7 @@ def test_a_saved_model_predicts_the_same_when_loaded(name: str, init: str, tmp_p
         space="joint",
         encoder="test",
         encoder_fingerprint="f",
-        tile_mpp=1.0,
+        tile_mpp=[1.0],
         tile_size_px=96,
         logit_scale=facts().logit_scale,
         rule="margin",
@@ -166,29 +174,30 @@ def test_step_zero_is_the_members_own_zero_shot(name: str, rule: str, n_tiles: i
     aggregator = make(name, rule, init="text").double()
     one = bag(n_tiles, seed=n_tiles)
     with torch.inference_mode():
-        output = aggregator.eval()(one.tensor(torch.float64), pack([n_tiles]))
-    unit = one.features.astype(np.float64)
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        output = aggregator.eval()(*packed(n_scales(CONFIGS[name]), one.tensor(torch.float64)))
     classes = np.stack([words.class_vector(c) for c in CLASSES])
     concepts = np.stack([words.concept_vector(*pair) for pair in CONCEPTS])
     tau = math.exp(words.logit_scale)
-    scores = tau * unit @ classes.T
-    if rule == "margin":
-        scores = scores - scores[:, [CLASSES.index("normal")]]
-    start = zero_shot_loops.Start(
-        unit=unit,
-        scores=scores,
-        classes=classes,
-        rows=np.concatenate([concepts, classes[[CLASSES.index("normal")]]]),  # the class that has no concept
-        membership=np.concatenate([given.text.membership.numpy(), np.eye(3)[[CLASSES.index("normal")]]]),
-        tau=tau,
-        rule=rule,
-        top_j=3,
-        weights={key: value.numpy() for key, value in aggregator.state_dict().items()},
-    )
-    config = CONFIGS[name]
-    expected = zero_shot_loops.logits(start, of_text(config["assign"]), of_text(config["route"]))
-    np.testing.assert_allclose(output.logits[0].numpy(), expected, atol=1e-5)
+    config, of_each = CONFIGS[name], []
+    for of_scale, member in zip(scaled(n_scales(config), one).scales(), aggregator.of_scales(), strict=True):
+        unit = of_scale.features.astype(np.float64)
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        scores = tau * unit @ classes.T
+        if rule == "margin":
+            scores = scores - scores[:, [CLASSES.index("normal")]]
+        start = zero_shot_loops.Start(
+            unit=unit,
+            scores=scores,
+            classes=classes,
+            rows=np.concatenate([concepts, classes[[CLASSES.index("normal")]]]),  # the class that has no concept
+            membership=np.concatenate([given.text.membership.numpy(), np.eye(3)[[CLASSES.index("normal")]]]),
+            tau=tau,
+            rule=rule,
+            top_j=3,
+            weights={key: value.numpy() for key, value in member.state_dict().items()},
+        )
+        of_each.append(zero_shot_loops.logits(start, of_text(config["assign"]), of_text(config["route"])))
+    np.testing.assert_allclose(output.logits[0].numpy(), np.mean(of_each, axis=0), atol=1e-5)
 
 
 @pytest.mark.parametrize("rule", ["mean", "max", "topj", "margin"])
@@ -241,11 +250,11 @@ def test_background_logit_is_zero_under_the_margin_rule_whatever_was_learned():
 def test_a_large_bag_passes_in_bounded_memory(name: str, init: str):
     """A hundred thousand tiles; whoever looks at pairs of tiles must not hold them all."""
     aggregator = make(name, init=init).eval()
-    n_tiles = 12_000 if isinstance(aggregator.context, SelfAttentionContext) else 100_000
+    n_tiles = 12_000 if any(isinstance(part, SelfAttentionContext) for part in aggregator.modules()) else 100_000
     tiles = bag(n_tiles, seed=4).tensor()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with torch.inference_mode():
-        output = aggregator(tiles, pack([n_tiles]))
+        output = aggregator(*packed(n_scales(CONFIGS[name]), tiles))
     assert torch.isfinite(output.logits).all()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # KiB
 

@@ -18,8 +18,9 @@ from feature_extraction.mpp import Mpp
 from feature_extraction.slides import SlideRecord
 from feature_extraction.store import FeatureFile
 from feature_extraction.text_bank import bank_name, read_bank, write_bank
-from mil.bag import Bag, FeatureFolder
+from mil.bag import Bag
 from mil.cli import main
+from mil.feature_folder import FeatureFolder
 from mil.parts import Pooling
 from mil.zeroshot import slide_logits, softmax
 

@@ -121,8 +121,8 @@ def test_dropout_is_on_in_training_and_off_in_evaluation():
 
 def test_a_loss_that_is_not_finite_names_its_bags():
     module = MilModule(compose(CONFIG, facts()), Classification(), OPTIMIZATION, "text")
-    from mil.bag import collate
+    from mil.bag import Collate
 
     tiles = torch.full((3, DIM), torch.nan)
     with pytest.raises(FloatingPointError, match=r"on the bags \[7\]"):
-        module.training_step(collate([(tiles, 0, 7)]), 0)
+        module.training_step(Collate()([((tiles,), 0, 7)]), 0)

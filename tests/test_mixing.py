@@ -9,8 +9,8 @@ import tiny_clip
 from pyramids import tissue_pixels, write_slide
 
 from feature_extraction.text_bank import read_bank
-from mil.bag import FeatureFolder
 from mil.cli import main
+from mil.feature_folder import FeatureFolder
 
 pytestmark = pytest.mark.pipeline
 CLASSES = {"LUAD": ["a gland"], "LUSC": ["keratin pearls"]}

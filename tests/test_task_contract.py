@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from bags import bag, facts
+from bags import bag, facts, packed
 
 from mil.aggregator import compose
 from mil.bag import BagBatch
 from mil.losses import InstanceClusters
 from mil.module import MilModule, Optimization
-from mil.packed import pack
 from mil.task import Task, Words, build_task
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -203,13 +202,14 @@ def test_a_training_step_works_with_every_aggregator_that_takes_such_targets(nam
     given = facts("topj", init=str(config["init"]), has_background=False)
     torch.manual_seed(0)
     aggregator = compose(config, given)
-    if any(isinstance(loss, InstanceClusters) for loss in aggregator.losses) and task.labels.name != "one_class":
+    if any(isinstance(part, InstanceClusters) for part in aggregator.modules()) and task.labels.name != "one_class":
         pytest.skip("train refuses this: the loss needs one class a slide")
     sizes = [1, 9, 4]
-    aggregator.fit_parts(bag(20, seed=8).tensor())
+    scales = len(aggregator.of_scales())
+    aggregator.fit_parts(*[bag(20, seed=8).tensor()] * scales)
     module = MilModule(aggregator, task, OPTIMIZATION, given.init)
-    tiles = torch.cat([bag(size, seed).tensor() for seed, size in enumerate(sizes)])
-    batch = BagBatch(tiles=tiles, packing=pack(sizes), labels=targets[:3], rows=torch.arange(3))
+    tiles, packing = packed(scales, *(bag(size, seed).tensor() for seed, size in enumerate(sizes)))
+    batch = BagBatch(tiles=tiles, packing=packing, labels=targets[:3], rows=torch.arange(3))
     loss = module.training_step(batch, 0)
     loss.backward()
     assert torch.isfinite(loss)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -18,8 +19,7 @@ from feature_extraction.pseudonyms import redact
 from feature_extraction.slide import fingerprint_file
 from feature_extraction.slides import read_slide_table
 from mil.backdrop import backdrop_of
-from mil.bag import FeatureFolder, load_bags
-from mil.checkpoint import TENSORS
+from mil.checkpoint import TENSORS, ModelCard
 from mil.commands import settings
 from mil.contributions import Explanation, auc_against, explain
 from mil.explain import (
@@ -30,12 +30,12 @@ from mil.explain import (
     require_stored_prediction,
     runs_by_slide,
 )
+from mil.feature_folder import FeatureFolder, load_bags
 from mil.heatmap import Caption, overview_png
 from mil.layers import parquet_bytes, regions_geojson, tile_table, tiles_geojson
 from mil.truth import covered_fraction, read_regions
 
 PARTLY_FAILED = 3
-MAP_FILES = (".tiles.parquet", ".tiles.geojson.gz", ".regions.geojson", ".png")
 POSITIVE_FRACTION = 0.5
 """A tile counts as inside a true region when at least this share of it lies there."""
 
@@ -46,7 +46,7 @@ def run(config: DictConfig) -> int:
     runs = load_runs(settings.optional_path(config.run), settings.optional_path(config.runs))
     require_one_method(runs)
     check_licence(config.licence_profile, runs[0].card, console)
-    features = open_features(Path(config.features), runs)
+    features = open_features(settings.paths(config.features), runs)
     chosen = _chosen(config, runs, features)
     paths = {} if config.slides is None else {r.slide_id: r.path for r in read_slide_table(Path(config.slides)).records}
     out = Path(config.out)
@@ -78,10 +78,10 @@ def _without_names(text: str, slide_id: str, path: Path | None) -> str:
     return text if path is None else redact(text, path, slide_id)
 
 
-def _chosen(config: DictConfig, runs: list[LoadedRun], features: FeatureFolder) -> dict[str, LoadedRun]:
+def _chosen(config: DictConfig, runs: list[LoadedRun], features: Sequence[FeatureFolder]) -> dict[str, LoadedRun]:
     """Each slide with the run that explains it."""
     is_single = config.run is not None
-    chosen = dict.fromkeys(features.slide_ids(), runs[0]) if is_single else runs_by_slide(runs)
+    chosen = dict.fromkeys(features[0].slide_ids(), runs[0]) if is_single else runs_by_slide(runs)
     if config.slide_ids is None:
         return chosen
     unknown = [slide_id for slide_id in config.slide_ids if slide_id not in chosen]
@@ -91,7 +91,7 @@ def _chosen(config: DictConfig, runs: list[LoadedRun], features: FeatureFolder) 
 
 
 def _map_slide(
-    slide_id: str, loaded: LoadedRun, features: FeatureFolder, path: Path | None, config: DictConfig
+    slide_id: str, loaded: LoadedRun, features: Sequence[FeatureFolder], path: Path | None, config: DictConfig
 ) -> dict[str, object]:
     """Write the files of one slide; returns its line of the summary."""
     card = loaded.card
@@ -102,55 +102,62 @@ def _map_slide(
     bags = load_bags(features, [slide_id], space=card.space, nontask_of=loaded.nontask_bank())
     if slide_id in bags.unused:
         raise DamagedFileError(f"slide={slide_id}: {bags.unused[slide_id]}")
-    explanation = explain(loaded.aggregator, loaded.task, bags.bags[slide_id])
-    require_stored_prediction(
-        loaded, slide_id, dict(zip(card.classes, explanation.probabilities.tolist(), strict=True))
-    )
-    label = _label(loaded, slide_id)
-    shown = int(explanation.probabilities.argmax())
-    if card.classes[shown] == card.background:
-        # The background's logit is 0 by definition: the strongest rival says more than an empty map.
-        others = np.where(np.arange(len(card.classes)) == shown, -np.inf, explanation.logits)
-        shown = int(others.argmax())
+    explanations = explain(loaded.aggregator, loaded.task, bags.bags[slide_id])
+    fine = explanations[0]
+    require_stored_prediction(loaded, slide_id, dict(zip(card.classes, fine.probabilities.tolist(), strict=True)))
+    label, shown = _label(loaded, slide_id), _shown(fine, card)
     caption = Caption(
         class_name=card.classes[shown],
         classes=card.classes,
         label=label,
         model=f"{card.aggregator.get('name')} {loaded.folder.name}",
     )
-    out = Path(config.out)
-    backdrop = backdrop_of(slide_id, path, features.open(slide_id).header)
-    publish(out / f"{slide_id}.tiles.parquet", parquet_bytes(tile_table(explanation, card.classes, card.concepts)))
-    publish(out / f"{slide_id}.tiles.geojson.gz", tiles_geojson(explanation, card.classes))
-    publish(
-        out / f"{slide_id}.regions.geojson",
-        regions_geojson(explanation, shown, card.classes[shown], config.region_share),
-    )
-    publish(out / f"{slide_id}.png", overview_png(explanation, shown, backdrop, caption))
+    backdrop = backdrop_of(slide_id, path, features[0].open(slide_id).header)
+    files: dict[str, str] = {}
+    for explanation, infix in zip(explanations, ("", ".coarse"), strict=False):
+        content = {
+            ".tiles.parquet": parquet_bytes(tile_table(explanation, card.classes, card.concepts)),
+            ".tiles.geojson.gz": tiles_geojson(explanation, card.classes),
+            ".regions.geojson": regions_geojson(explanation, shown, card.classes[shown], config.region_share),
+            ".png": overview_png(explanation, shown, backdrop, caption),
+        }
+        for suffix, data in content.items():
+            name = f"{slide_id}{infix}{suffix}"
+            publish(Path(config.out) / name, data)
+            files[name] = sha256_of_file(Path(config.out) / name)
     line: dict[str, object] = {
         "slide_id": slide_id,
         "run": loaded.folder.name,
         "label": label,
         "shown": card.classes[shown],
-        "layer": "evidence" if explanation.is_sparse else "contribution",
-        "logits": dict(zip(card.classes, explanation.logits.tolist(), strict=True)),
-        "probabilities": dict(zip(card.classes, explanation.probabilities.tolist(), strict=True)),
+        "layer": "evidence" if fine.is_sparse else "contribution",
+        "logits": dict(zip(card.classes, fine.logits.tolist(), strict=True)),
+        "probabilities": dict(zip(card.classes, fine.probabilities.tolist(), strict=True)),
     }
     if config.truth is not None and label in card.classes and label != card.background:
         region = read_regions(Path(config.truth) / f"{slide_id}.geojson")
-        line |= _aucs(explanation, card.classes.index(label), region)
-    files = {f"{slide_id}{suffix}": sha256_of_file(out / f"{slide_id}{suffix}") for suffix in MAP_FILES}
+        line |= _aucs(fine, card.classes.index(label), region)
     publish_json(record, {"address": wanted, "files": files, "line": line})
     return line
 
 
-def _address(slide_id: str, loaded: LoadedRun, features: FeatureFolder, path: Path | None, config: DictConfig) -> str:
+def _shown(explanation: Explanation, card: ModelCard) -> int:
+    """The predicted class; the strongest rival of the background, whose logit is 0 by definition and map empty."""
+    is_background = np.array([name == card.background for name in card.classes])
+    if not is_background[explanation.probabilities.argmax()]:
+        return int(explanation.probabilities.argmax())
+    return int(np.where(is_background, -np.inf, explanation.logits).argmax())
+
+
+def _address(
+    slide_id: str, loaded: LoadedRun, features: Sequence[FeatureFolder], path: Path | None, config: DictConfig
+) -> str:
     """What determines a map; a map that has this address already is not made again."""
     truth = None if config.truth is None else Path(config.truth) / f"{slide_id}.geojson"
     return address(
         {
             "model": sha256_of_file(loaded.folder / TENSORS),
-            "features": features.open(slide_id).content_sha256,
+            "features": [folder.open(slide_id).content_sha256 for folder in features],
             "slide": None if path is None else fingerprint_file(path),
             "truth": None if truth is None or not truth.is_file() else sha256_of_file(truth),
             "region_share": config.region_share,

@@ -12,11 +12,12 @@ from rich.console import Console
 from feature_extraction.commands.licence import check_licence
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_json, publish_text
-from mil.bag import Bag, load_bags
+from mil.bag import Bag
 from mil.cohort import read_labels
 from mil.commands import settings
 from mil.commands.unused import say_unused
 from mil.explain import LoadedRun, load_runs, open_features, require_one_method
+from mil.feature_folder import load_bags
 from mil.fit import logits_of
 from mil.task import Outcome
 
@@ -29,8 +30,8 @@ def run(config: DictConfig) -> int:
     runs = load_runs(settings.optional_path(config.run), settings.optional_path(config.runs))
     require_one_method(runs)
     check_licence(config.licence_profile, runs[0].card, console)
-    features = open_features(Path(config.features), runs)
-    bags = load_bags(features, features.slide_ids(), space=runs[0].card.space, nontask_of=runs[0].nontask_bank())
+    features = open_features(settings.paths(config.features), runs)
+    bags = load_bags(features, features[0].slide_ids(), space=runs[0].card.space, nontask_of=runs[0].nontask_bank())
     if not bags.bags:
         raise InputError(
             f"features={config.features}: no slide with a usable feature file, {len(bags.unused)} unusable"

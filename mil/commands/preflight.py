@@ -9,10 +9,10 @@ from feature_extraction.commands.licence import check_licence
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_json
 from feature_extraction.text_bank import read_bank, require_match
-from mil.bag import FeatureFolder, load_bags
 from mil.cohort import read_labels
 from mil.commands import settings
 from mil.commands.unused import say_unused
+from mil.feature_folder import FeatureFolder, load_bags
 from mil.intervals import Estimate
 from mil.parts import Pooling
 from mil.preflight import FIGURE, RULE, Labelled, Preflight, text_preflight
@@ -43,7 +43,7 @@ def run(config: DictConfig) -> int:
     background = bank.background() if bank.background() in classes else None
     pooling = resolve_pooling(config.pooling.rule, top_j, background=background)
     nontask_of = bank if config.filter_nontask else None
-    bags = load_bags(features, [row.slide_id for row in rows], space=space, nontask_of=nontask_of)
+    bags = load_bags([features], [row.slide_id for row in rows], space=space, nontask_of=nontask_of)
     slides = [
         Labelled(patient_id=row.patient_id, label=row.label, bag=bags.bags[row.slide_id])
         for row in rows

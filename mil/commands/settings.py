@@ -1,6 +1,6 @@
 """Composed configuration -> this package's own objects."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +12,11 @@ from feature_extraction.errors import InputError
 def plain(config: DictConfig) -> Mapping[str, object]:
     """A part of the configuration as plain, resolved data."""
     return cast("dict[str, object]", OmegaConf.to_container(config, resolve=True))
+
+
+def paths(value: str | Sequence[str]) -> tuple[Path, ...]:
+    """One path, or several as a list."""
+    return (Path(value),) if isinstance(value, str) else tuple(Path(one) for one in value)
 
 
 def optional_path(value: str | None) -> Path | None:

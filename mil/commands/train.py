@@ -11,10 +11,10 @@ from rich.progress import Progress
 from feature_extraction.commands.licence import check_licence
 from feature_extraction.errors import InputError
 from feature_extraction.files import as_record, publish_json
-from mil.bag import FeatureFolder
 from mil.cell import TrainRequest
 from mil.commands import settings
 from mil.commands.unused import say_unused
+from mil.feature_folder import FeatureFolder
 from mil.fit import Training
 from mil.module import Optimization
 from mil.train import train_cell
@@ -23,7 +23,7 @@ from mil.train import train_cell
 def run(config: DictConfig) -> int:
     """Train one cell; returns the exit code."""
     request = TrainRequest(
-        features=Path(config.features),
+        features=settings.paths(config.features),
         bank=settings.optional_path(config.bank),
         split=Path(config.split),
         out=Path(config.out),
@@ -40,7 +40,7 @@ def run(config: DictConfig) -> int:
         training=as_record(Training, {**settings.plain(config.trainer), "seed": int(config.seed)}, "trainer"),
     )
     console = Console(stderr=True)
-    check_licence(config.licence_profile, FeatureFolder(request.features).header, console)
+    check_licence(config.licence_profile, FeatureFolder(request.features[0]).header, console)
     name = f"{config.aggregator.name} fold {request.fold} seed {request.seed}"
     with Progress(console=console, transient=True) as progress:
         epochs = progress.add_task(name, total=request.training.max_epochs)

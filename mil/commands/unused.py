@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from mil.bag import NO_TISSUE
+from mil.feature_folder import NO_TISSUE
 
 PARTLY_FAILED = 3
 

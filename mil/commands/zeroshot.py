@@ -19,11 +19,12 @@ from feature_extraction.files import address, publish, publish_json, publish_tex
 from feature_extraction.slides import read_slide_table
 from feature_extraction.text_bank import TextBank, read_bank, require_match
 from mil.backdrop import backdrop_of
-from mil.bag import Bag, BagSet, FeatureFolder, load_bags
+from mil.bag import Bag
 from mil.class_map import class_map, class_map_png, class_table
 from mil.cohort import CohortRow, read_labels
 from mil.commands import settings
 from mil.commands.unused import say_unused
+from mil.feature_folder import BagSet, FeatureFolder, load_bags
 from mil.labels import ONE_CLASS
 from mil.layers import parquet_bytes
 from mil.metrics import Predictions
@@ -115,7 +116,7 @@ def _read(config: DictConfig, console: Console) -> ZeroShot:
     words = _words(bank)
     classes = task.classes(labels or bank.class_names(), words)
     ids = [row.slide_id for row, _ in listed]
-    bags = load_bags(features, ids, space=space, nontask_of=bank if config.filter_nontask else None)
+    bags = load_bags([features], ids, space=space, nontask_of=bank if config.filter_nontask else None)
     used = [(row, part) for row, part in listed if row.slide_id in bags.bags]
     if not used:
         raise InputError(f"features={config.features}: no slide of the labels has a usable feature file")
