@@ -66,7 +66,7 @@ class Aggregator(nn.Module, ABC):
     def auxiliary(self, output: AggregatorOutput, labels: Targets, task: Task) -> Float[Tensor, ""]:
         """The losses besides the task's, each with its factor."""
 
-    def fit_parts(self, *tiles: Float[Tensor, "tile dim"]) -> None:
+    def fit_parts(self, *tiles: Float[Tensor, "_ dim"]) -> None:
         """Let every part take its statistics from tiles of the training part, one tensor a magnification."""
         for member, of_scale in zip(self.of_scales(), tiles, strict=True):
             member.fit_to(of_scale)
