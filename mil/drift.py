@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mil.aggregator import Aggregator, SixParts
-from mil.bank import WordBank
-from mil.head import TextHead
 from mil.packed import SCALES
+from mil.word_rows import word_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,27 +58,17 @@ def audit(aggregator: Aggregator, classes: Sequence[str], concepts: Sequence[Seq
 
 @torch.no_grad()
 def _of_member(member: SixParts, classes: Sequence[str], concepts: Sequence[Sequence[str]]) -> list[Drift]:
+    names = {"class": list(classes), "concept": [" / ".join(pair) for pair in concepts], "head": list(classes)}
     found: list[Drift] = []
-    bank, head = member.bank, member.head
-    if isinstance(bank, WordBank):
-        now = bank()
-        if now.classes is not None:
-            found += _compared("class", now.classes, bank.base_classes, classes)
-        if now.concepts is not None:
-            names = [" / ".join(pair) for pair in concepts]
-            found += _compared("concept", now.concepts, bank.base_concepts, names)
-    if isinstance(head, TextHead):
-        keep = head.is_trained[:, 0] > 0
-        named = [name for name, is_kept in zip(classes, keep.tolist(), strict=True) if is_kept]
-        found += _compared("head", (head.base + head.delta)[keep], head.base[keep], named)
+    for kind in word_rows(member):
+        named = [name for name, is_own in zip(names[kind.part], kind.is_own.tolist(), strict=True) if is_own]
+        found += _compared(kind.part, kind.rows[kind.is_own], kind.words[kind.is_own], named)
     return found
 
 
 def _compared(
     part: str, rows: Float[Tensor, "row dim"], words: Float[Tensor, "row dim"], names: Sequence[str]
 ) -> list[Drift]:
-    if len(rows) == 0:
-        return []
     cosines = normalize(rows.double(), dim=-1) @ normalize(words.double(), dim=-1).T
     return [
         Drift(

@@ -71,10 +71,12 @@ class Fold:
     Attributes:
         train: Learned from.
         val: Chosen by; may be empty.
+        shots: Training patients of the rarest class.
     """
 
     train: Labelled
     val: Labelled
+    shots: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +165,7 @@ def fit(
     train, val = fold.train, fold.val
     if training.max_epochs == 0:
         return Fitted(best_epoch=0, val_losses=[], train_losses=[])
-    module = MilModule(aggregator, task, optimization, init)
+    module = MilModule(aggregator, task, optimization, init, fold.shots)
     has_val = len(val.bags) > 0
     best = KeepBest(float("inf"), {})
     if has_val:

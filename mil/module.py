@@ -7,11 +7,13 @@ import lightning
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from mil.aggregator import Aggregator
 from mil.bag import BagBatch
 from mil.parts import Init
 from mil.task import Task
+from mil.word_rows import word_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +25,14 @@ class Optimization:
         residual_decay: Rate at which residuals of a text-initialised aggregator are pulled to zero.
         weight_decay: AdamW's decay on the matrices of an aggregator that starts at random.
         scale_lr_factor: The logit scale learns at this fraction of ``lr``.
+        anchor: Loss on ``1 - cos(row, its word)``, divided by the training patients of the rarest class.
     """
 
     lr: float
     residual_decay: float
     weight_decay: float
     scale_lr_factor: float
+    anchor: float = 0.0
 
 
 class ProximalAdamW(torch.optim.AdamW):
@@ -57,14 +61,18 @@ class MilModule(lightning.LightningModule):
         task: What its logits mean.
         optimization: How it moves.
         init: Whether its zero is the text.
+        shots: Training patients of the rarest class: the fewer, the stronger the anchor.
     """
 
-    def __init__(self, aggregator: Aggregator, task: Task, optimization: Optimization, init: Init) -> None:
+    def __init__(
+        self, aggregator: Aggregator, task: Task, optimization: Optimization, init: Init, shots: int = 1
+    ) -> None:
         super().__init__()
         self.aggregator = aggregator
         self.task = task
         self._optimization = optimization
         self._init: Init = init
+        self._anchor = optimization.anchor / shots if init == "text" else 0.0
         self._val_logits: list[Tensor] = []
         self._val_labels: list[Tensor] = []
         self.val_loss = float("inf")
@@ -78,6 +86,8 @@ class MilModule(lightning.LightningModule):
         output = self.aggregator(batch.tiles, batch.packing)
         loss = self.task.loss(output.logits, batch.labels)
         loss = loss + self.aggregator.auxiliary(output, batch.labels, self.task)
+        if self._anchor:
+            loss = loss + self._anchor * distance_from_words(self.aggregator)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} on the bags {batch.rows.tolist()}")
         return loss
@@ -102,6 +112,14 @@ class MilModule(lightning.LightningModule):
     def transfer_batch_to_device(self, batch: BagBatch, device: torch.device, dataloader_idx: int) -> BagBatch:
         """Move the tensors of a batch."""
         return batch.to(device)
+
+
+def distance_from_words(aggregator: Aggregator) -> Float[Tensor, ""]:
+    """Mean of ``1 - cos(row, its word)`` over every row that started from a word, zero without such rows."""
+    rows = [kind for member in aggregator.of_scales() for kind in word_rows(member)]
+    if not rows:
+        return torch.zeros(())
+    return 1 - torch.cat([cosine_similarity(kind.rows, kind.words)[kind.is_own] for kind in rows]).mean()
 
 
 def parameter_groups(aggregator: Aggregator, optimization: Optimization, init: Init) -> list[dict[str, object]]:

@@ -1,5 +1,6 @@
 """Train one cell of a sweep: one aggregator on one fold with one seed, into one run folder named by its content."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -107,7 +108,7 @@ def _train(
     fitted = fit(
         aggregator,
         task,
-        fold=Fold(train=labelled["train"], val=labelled["val"]),
+        fold=Fold(train=labelled["train"], val=labelled["val"], shots=_shots(parts["train"], task)),
         optimization=request.optimization,
         training=request.training,
         init=inputs.init,
@@ -153,6 +154,15 @@ def _require_classes(train: Sequence[SplitRow], rows: Sequence[SplitRow], task: 
             f"no usable slide {'of class ' if task.labels.is_class else ''}{', '.join(missing)} in the training part; "
             "extract the missing slides, or make another split"
         )
+
+
+def _shots(train: Sequence[SplitRow], task: Task) -> int:
+    """Training patients of the rarest class; of labels without classes, all of them."""
+    patients: defaultdict[str, set[str]] = defaultdict(set)
+    for row in train:
+        for name in task.labels.required(row.label) or ("",):
+            patients[name].add(row.patient_id)
+    return min(len(some) for some in patients.values())
 
 
 def _require_instance_labels(aggregator: Aggregator, task: Task, card: ModelCard) -> None:
