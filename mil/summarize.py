@@ -9,6 +9,7 @@ from pathlib import Path
 
 from feature_extraction.errors import InputError
 from mil.cohort import listed
+from mil.drift_figures import WordDrift, word_drifts
 from mil.intervals import (
     LEVELS,
     RESAMPLES,
@@ -84,6 +85,7 @@ class Summary:
         unfinished: Run folders that were started and are not done.
         warnings: What a reader must not overlook.
         of_runs: Figures that the runs computed themselves, ordered by shots, then name.
+        drifts: How far each prototype went from its word.
     """
 
     methods: tuple[Method, ...]
@@ -93,6 +95,7 @@ class Summary:
     unfinished: tuple[str, ...]
     warnings: tuple[str, ...]
     of_runs: tuple[RunFigure, ...] = ()
+    drifts: tuple[WordDrift, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -116,7 +119,7 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
     runs = find_runs(root)
     unfinished = tuple(path.relative_to(root).as_posix() for path in unfinished_runs(root, runs))
     methods, left_out = group_methods([run for run in runs if predicts_a_class(run)])
-    of_runs = run_figures(runs)
+    of_runs, drifts = run_figures(runs), word_drifts(runs)
     if not methods and not of_runs:
         raise InputError(
             f"runs={root}: expected finished runs with labelled test slides, got {len(runs)} finished and "
@@ -141,8 +144,9 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
         comparisons=tuple(comparisons),
         n_runs=len(runs),
         unfinished=unfinished,
-        warnings=(*_warnings(methods, unfinished, unlabelled), *_gaps_of_runs(of_runs)),
+        warnings=(*_warnings(methods, unfinished, unlabelled), *_gaps_of_runs(of_runs), *_lost_words(drifts)),
         of_runs=tuple(of_runs),
+        drifts=tuple(drifts),
     )
 
 
@@ -210,6 +214,16 @@ def _gaps(method: Method) -> list[str]:
 def _gaps_of_runs(of_runs: Sequence[RunFigure]) -> list[str]:
     gaps = {(one.title, one.missing_folds): one for one in of_runs if one.missing_folds}
     return [f"{title}: MISSING fold {listed(map(str, folds))} of the figures of its runs." for title, folds in gaps]
+
+
+def _lost_words(drifts: Sequence[WordDrift]) -> list[str]:
+    red: defaultdict[str, list[str]] = defaultdict(list)
+    for one in drifts:
+        if one.n_red:
+            red[one.method].append(f"{one.part} {one.word}")
+    return [
+        f"{method}: nearer to another word than to its own after training: {listed(red[method])}." for method in red
+    ]
 
 
 def results_csv(results: Sequence[Result], of_runs: Sequence[RunFigure] = ()) -> str:

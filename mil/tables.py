@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from mil.cohort import listed
 from mil.intervals import Estimate, Level
 from mil.methods import Method, shots_text, val_score
 from mil.metrics import LOWER_IS_BETTER, METRICS, RECALL
@@ -32,6 +33,7 @@ def summary_tables(summary: Summary, *, level: Level, rank_by: str | None) -> li
         rank_by: Figure to rank methods by on validation slides; None ranks nothing.
     """
     of_runs = [figures_of_runs(summary)] if summary.of_runs else []
+    of_runs += [drifts_of(summary)] if summary.drifts else []
     if not summary.methods:
         return of_runs
     tables = [by_shots(summary, level=level), figures_of(summary, level="patient"), figures_of(summary, level="slide")]
@@ -162,6 +164,28 @@ def ranking(methods: Sequence[Method], metric: str) -> Table:
         ),
         note="Test slides have no part in this order.",
         n_text_columns=2,
+    )
+
+
+def drifts_of(summary: Summary) -> Table:
+    """What became of the words: a row a prototype of a method."""
+    return Table(
+        title="Do the prototypes still mean their words?",
+        columns=("method", "part", "word", "cosine to it", "lowest of a run", "nearer to another", "which"),
+        rows=tuple(
+            (
+                one.method,
+                one.part,
+                one.word,
+                f"{one.cosine:.3f}",
+                f"{one.lowest:.3f}",
+                f"{one.n_red} of {one.n_runs} runs",
+                listed(one.nearest),
+            )
+            for one in summary.drifts
+        ),
+        note="Cosine of each trained row with the word it started from, mean over runs; 1 at the start.",
+        n_text_columns=3,
     )
 
 

@@ -87,6 +87,10 @@ def test_a_control_trains_with_other_words_and_is_told_apart(study: Study, tmp_p
     assert main(["summarize", f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'summary'}"]) == 0
     methods = set(pd.read_csv(tmp_path / "summary" / "results.csv")["method"])
     assert {"prompt · own words", "prompt · shuffled words", "prompt · nonsense words"} <= methods
+    said = (tmp_path / "summary" / "results.md").read_text()
+    drift = said.split("## Do the prototypes still mean their words?")[1].split("\n## ")[0]
+    assert "| prompt · own words, all labels | head | glandular |" in drift
+    assert drift.count("| 0 of 1 runs |") + drift.count("| 1 of 1 runs |") == drift.count("\n| prompt")
 
 
 def test_a_damaged_run_is_trained_again(study: Study, tmp_path: Path):
