@@ -6,7 +6,7 @@ returns an `Encoder`. To add a family: one file in ``encoders/`` with these two 
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -85,6 +85,37 @@ class EncoderSpec:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projection:
+    """The last step of an image tower, from the backbone to the joint space, before unit length: ``x W + b``.
+
+    Attributes:
+        weight: W.
+        bias: b.
+    """
+
+    weight: Float[Tensor, "backbone joint"]
+    bias: Float[Tensor, " joint"]
+
+
+def affine_projection(
+    project: Callable[[Float[Tensor, "tile backbone"]], Float[Tensor, "tile joint"]], like: Float[Tensor, "1 backbone"]
+) -> Projection | None:
+    """The matrix of a map that is affine, None of any other map.
+
+    Args:
+        project: The map, before unit length.
+        like: A vector that has the width, type and device of what it takes.
+    """
+    with torch.inference_mode():
+        bias = project(torch.zeros_like(like))[0]
+        weight = project(torch.eye(like.shape[1]).to(like)) - bias
+        proof = torch.linspace(-2, 3, 2 * like.shape[1]).to(like).reshape(2, -1)
+        if not torch.allclose(project(proof), proof @ weight + bias, rtol=1e-3, atol=1e-3 * float(weight.abs().max())):
+            return None
+    return Projection(weight=weight.cpu(), bias=bias.cpu())
+
+
 class Encoder(ABC):
     """Loaded weights: tiles to vectors, texts to vectors of the same space.
 
@@ -117,6 +148,10 @@ class Encoder(ABC):
             MismatchError: The encoder's joint vectors are not a function of its backbone vectors.
         """
         raise MismatchError(f"encoder {self.spec.name} has no projection from its backbone space into the joint space")
+
+    def projection(self) -> Projection | None:
+        """What `project` does before unit length, None where there is no such step or it is not affine."""
+        return None
 
     @abstractmethod
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "text dim"]:

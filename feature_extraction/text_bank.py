@@ -1,20 +1,24 @@
 """The text bank: a prompt set's sentences as vectors in an encoder's joint space."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float32, Float64
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from feature_extraction.encoder import Encoder
+from feature_extraction.encoder import Encoder, Projection
 from feature_extraction.errors import DamagedFileError, InputError, MismatchError
 from feature_extraction.files import address, as_record, publish
 from feature_extraction.prompt_lint import refusals
 from feature_extraction.prompts import PromptRow, PromptSet
+
+PROJECTION = ("projection.weight", "projection.bias")
+"""Tensors of a bank whose encoder has a projection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +34,7 @@ class TextBank:
         prompt_set_sha256: Its content's address.
         encoder: Name of the encoder.
         encoder_fingerprint: Of its weights.
+        projection: From the encoder's backbone space into the joint space, None where it has none.
     """
 
     rows: tuple[PromptRow, ...]
@@ -40,6 +45,7 @@ class TextBank:
     prompt_set_sha256: str
     encoder: str
     encoder_fingerprint: str
+    projection: Projection | None = None
 
     def class_names(self) -> tuple[str, ...]:
         """The classes, in the order of the prompt set."""
@@ -101,6 +107,7 @@ def build_bank(prompt_set: PromptSet, encoder: Encoder) -> TextBank:
         prompt_set_sha256=prompt_set.sha256(),
         encoder=encoder.spec.name,
         encoder_fingerprint=encoder.fingerprint,
+        projection=encoder.projection(),
     )
 
 
@@ -125,6 +132,8 @@ def write_bank(path: Path, bank: TextBank) -> None:
         "logit_scale": np.array(bank.logit_scale, np.float64),
         "logit_bias": np.array(bank.logit_bias, np.float64),
     }
+    if bank.projection is not None:
+        tensors |= {PROJECTION[0]: bank.projection.weight.numpy(), PROJECTION[1]: bank.projection.bias.numpy()}
     publish(path, save(tensors, metadata={"promptmil": json.dumps(described, ensure_ascii=False)}))
 
 
@@ -149,23 +158,38 @@ def read_bank(path: Path) -> TextBank:
     try:
         with safe_open(path, framework="numpy") as file:
             described = json.loads(file.metadata()["promptmil"])
-            tensors = {name: file.get_tensor(name) for name in ("embeddings", "logit_scale", "logit_bias")}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+            embeddings, scale, bias = (tensors[name] for name in ("embeddings", "logit_scale", "logit_bias"))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"bank={path}: not a text bank of promptmil ({error})") from error
     return TextBank(
         rows=tuple(as_record(PromptRow, row, str(path)) for row in described["prompts"]),
-        embeddings=tensors["embeddings"],
-        logit_scale=float(tensors["logit_scale"]),
-        logit_bias=float(tensors["logit_bias"]),
+        embeddings=embeddings,
+        logit_scale=float(scale),
+        logit_bias=float(bias),
         prompt_set=described["prompt_set"],
         prompt_set_sha256=described["prompt_set_sha256"],
         encoder=described["encoder"],
         encoder_fingerprint=described["encoder_fingerprint"],
+        projection=_projection(tensors),
     )
+
+
+def _projection(tensors: Mapping[str, np.ndarray]) -> Projection | None:
+    if not set(PROJECTION) <= set(tensors):
+        return None
+    weight, bias = (torch.from_numpy(tensors[name]) for name in PROJECTION)
+    return Projection(weight=weight, bias=bias)
 
 
 def require_match(bank: TextBank, *, encoder: str, encoder_fingerprint: str, space: str) -> None:
     """Refuse a bank and features that are not of one space.
+
+    Args:
+        bank: The words.
+        encoder: Name of the features' encoder.
+        encoder_fingerprint: Of its weights.
+        space: Of the features; ``joint`` also for backbone features that are to be projected.
 
     Raises:
         MismatchError: Other weights, or features outside the joint space. Equal width is no proof.

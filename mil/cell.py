@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from feature_extraction.encoder import Projection
 from feature_extraction.errors import InputError
 from feature_extraction.files import address
 from feature_extraction.header import FeatureHeader
@@ -86,6 +87,16 @@ class CellInputs:
     bags: BagSet
     init: Init
 
+    @property
+    def text(self) -> TextBank | None:
+        """The words, where they can be compared with the bags: in the joint space, or by the encoder's projection."""
+        return self.bank if self.space == "joint" or self.projection is not None else None
+
+    @property
+    def projection(self) -> Projection | None:
+        """What takes the bags into the space of the words, None where they are in it, or there is no such map."""
+        return None if self.bank is None or self.space == "joint" else self.bank.projection
+
 
 def read_inputs(request: TrainRequest) -> CellInputs:
     """Read what a request names and check that it belongs together.
@@ -108,7 +119,7 @@ def read_inputs(request: TrainRequest) -> CellInputs:
     if init == "text" and bank is None:
         raise InputError("this aggregator starts from text: give bank=… (made with `promptmil prompts`)")
     if bank is not None:
-        is_compared = init == "text" or request.filter_nontask
+        is_compared = request.filter_nontask or (init == "text" and bank.projection is None)
         require_match(
             bank,
             encoder=header.encoder,

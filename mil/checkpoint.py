@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from feature_extraction.encoder import Projection
 from feature_extraction.errors import DamagedFileError
 from feature_extraction.files import as_record, publish, publish_json, read_json
 from mil.aggregator import Aggregator, compose
@@ -27,6 +28,7 @@ class ModelCard:
         background: The class that every slide contains, None without one.
         concepts: [class, concept] of each concept row.
         dim: Width of the embeddings.
+        text_dim: Width of the text's space when the embeddings are projected into it, else None.
         space: Of the embeddings.
         encoder: Name of the encoder.
         encoder_fingerprint: Of its weights.
@@ -48,6 +50,7 @@ class ModelCard:
     background: str | None
     concepts: list[list[str]]
     dim: int
+    text_dim: int | None
     space: str
     encoder: str
     encoder_fingerprint: str
@@ -62,8 +65,13 @@ class ModelCard:
     licence_ancestry: str
     learned: Mapping[str, object] = field(default_factory=dict[str, object])
 
-    def facts(self, text: TextPrototypes | None) -> Facts:
-        """The facts that the parts are built from."""
+    def facts(self, text: TextPrototypes | None, projection: Projection | None) -> Facts:
+        """The facts that the parts are built from.
+
+        Args:
+            text: The words.
+            projection: Of embeddings that are not in the text's space.
+        """
         rule = self.rule
         if rule not in ("mean", "max", "topj", "margin"):
             raise DamagedFileError(f"{CARD}: unknown pooling rule {rule!r}")
@@ -76,6 +84,7 @@ class ModelCard:
             logit_scale=self.logit_scale,
             pooling=Pooling(rule=rule, top_j=self.top_j),
             init=self.init,
+            projection=projection,
         )
 
 
@@ -101,7 +110,7 @@ def read_model(folder: Path) -> tuple[Aggregator, ModelCard]:
         raise DamagedFileError(f"{folder}: not a finished run ({error.strerror}: {error.filename})") from error
     except SafetensorError as error:
         raise DamagedFileError(f"{folder}/{TENSORS}: damaged ({error})") from error
-    aggregator = compose(card.aggregator, card.facts(_blank_text(card)))
+    aggregator = compose(card.aggregator, card.facts(_blank_text(card), _blank_projection(card)))
     try:
         aggregator.load_state_dict(state)
     except RuntimeError as error:
@@ -115,7 +124,13 @@ def _blank_text(card: ModelCard) -> TextPrototypes:
     for row, (class_name, _) in enumerate(card.concepts):
         membership[row, card.classes.index(class_name)] = 1
     return TextPrototypes(
-        classes=torch.zeros(len(card.classes), card.dim),
-        concepts=torch.zeros(len(card.concepts), card.dim),
+        classes=torch.zeros(len(card.classes), card.text_dim or card.dim),
+        concepts=torch.zeros(len(card.concepts), card.text_dim or card.dim),
         membership=membership,
     )
+
+
+def _blank_projection(card: ModelCard) -> Projection | None:
+    if card.text_dim is None:
+        return None
+    return Projection(weight=torch.zeros(card.dim, card.text_dim), bias=torch.zeros(card.text_dim))

@@ -11,19 +11,31 @@ from mil.parts import Embed, Facts
 
 
 class UnitEmbed(Embed):
-    """Unit vectors of the encoder's space, nothing trained: v = x / |x|."""
+    """Unit vectors of the text's space, nothing trained: v = x / |x|, of backbone vectors v = norm(x P).
+
+    Args:
+        facts: Given by the composition.
+    """
+
+    projection: torch.Tensor | None
+    offset: torch.Tensor | None
 
     def __init__(self, facts: Facts) -> None:
         super().__init__()
-        self.width = facts.dim
+        given = facts.projection
+        self.width = facts.dim if given is None else given.weight.shape[1]
+        self.register_buffer("projection", None if given is None else given.weight.clone())
+        self.register_buffer("offset", None if given is None else given.bias.clone())
 
     def forward(self, tiles: Float[Tensor, "tile dim"]) -> Float[Tensor, "tile width"]:
-        """Normalise."""
+        """Project and normalise."""
+        if self.projection is not None and self.offset is not None:
+            tiles = torch.addmm(self.offset, tiles, self.projection)
         return normalize(tiles, dim=-1)
 
 
-class AdapterEmbed(Embed):
-    """Unit vectors with a residual adapter: v = norm(x + f(x)), x of unit length, f = 0 at the start.
+class AdapterEmbed(UnitEmbed):
+    """Unit vectors u with a residual adapter: v = norm(u + f(u)), f = 0 at the start.
 
     Args:
         facts: Given by the composition.
@@ -32,16 +44,15 @@ class AdapterEmbed(Embed):
     """
 
     def __init__(self, facts: Facts, *, hidden: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.width = facts.dim
-        self.adapter = nn.Sequential(nn.Linear(facts.dim, hidden), nn.GELU(), nn.Dropout(dropout))
-        self.out = nn.Linear(hidden, facts.dim)
+        super().__init__(facts)
+        self.adapter = nn.Sequential(nn.Linear(self.width, hidden), nn.GELU(), nn.Dropout(dropout))
+        self.out = nn.Linear(hidden, self.width)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, tiles: Float[Tensor, "tile dim"]) -> Float[Tensor, "tile width"]:
         """Normalise, adapt, normalise."""
-        unit = normalize(tiles, dim=-1)
+        unit = super().forward(tiles)
         return normalize(unit + self.out(self.adapter(unit)), dim=-1)
 
     def residuals(self) -> Iterator[nn.Parameter]:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from feature_extraction.encoder import Projection
 from feature_extraction.errors import InputError
 from mil.packed import Packing, sum_bags
 from mil.task import Targets, Task
@@ -71,6 +72,7 @@ class Facts:
         logit_scale: Natural logarithm of the encoder's factor on the cosine.
         pooling: How tile scores become a slide's score.
         init: Whether prototypes and head start from text, at random or (prototypes only) from clusters of tiles.
+        projection: Takes the embeddings in the bags to the space of the text, None when they are in it already.
     """
 
     dim: int
@@ -81,6 +83,7 @@ class Facts:
     logit_scale: float
     pooling: Pooling
     init: Init
+    projection: Projection | None = None
 
     @property
     def named_rows(self) -> tuple[Float[Tensor, "row dim"], Float[Tensor, "row class"]]:

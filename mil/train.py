@@ -95,9 +95,8 @@ def _train(
     labelled = {part: _labelled(rows, inputs.bags, task, classes) for part, rows in parts.items()}
     _require_classes(parts["train"], inputs.split.rows, task)
     card = _card(request, inputs, task, classes, labelled["val"])
-    has_text = inputs.bank is not None and inputs.space == "joint"
-    text = prototypes(inputs.bank, classes) if inputs.bank is not None and has_text else None
-    aggregator = compose(request.aggregator, card.facts(text))
+    text = None if inputs.text is None else prototypes(inputs.text, classes)
+    aggregator = compose(request.aggregator, card.facts(text, inputs.projection))
     _require_instance_labels(aggregator, task, card)
     is_margin = card.rule == "margin" and card.background is not None
     task.start(classes, words, is_margin=is_margin, is_text=inputs.init == "text")
@@ -174,15 +173,16 @@ def _require_instance_labels(aggregator: Aggregator, task: Task, card: ModelCard
 
 
 def _card(request: TrainRequest, inputs: CellInputs, task: Task, classes: list[str], val: Labelled) -> ModelCard:
-    bank = inputs.bank if inputs.space == "joint" else None
+    bank, projection = inputs.text, inputs.projection
     words = words_of(bank)
     background = None if words is None else task.reference(classes, words)
     pooling = resolve_pooling(request.rule, 1 if request.top_j == AUTO else int(request.top_j), background=background)
     top_j = pooling.top_j
     if request.top_j == AUTO:
-        if bank is None or not val.bags:
+        if bank is None or projection is not None or not val.bags:
             raise InputError(
-                "pooling.top_j=auto chooses on the validation part by the words: needs bank=… and a val part"
+                "pooling.top_j=auto chooses on the validation part by the words: needs bank=…, a val part and "
+                "embeddings of the joint space"
             )
         if task.labels is not ONE_CLASS or background not in (None, bank.background()):
             raise InputError("pooling.top_j=auto chooses for task=classification; give a number")
@@ -195,6 +195,7 @@ def _card(request: TrainRequest, inputs: CellInputs, task: Task, classes: list[s
         background=background,
         concepts=[list(pair) for pair in task_concepts(bank, classes)] if bank is not None else [],
         dim=_width(inputs.bags),
+        text_dim=None if projection is None else projection.weight.shape[1],
         space=inputs.space,
         encoder=header.encoder,
         encoder_fingerprint=header.encoder_fingerprint,

@@ -2,6 +2,7 @@
 
 import math
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import torch
 import yaml
 import zero_shot_loops
-from bags import CLASSES, CONCEPTS, bag, bank, facts, packed, scaled
-from torch.nn.functional import cross_entropy
+from bags import CLASSES, CONCEPTS, bag, bank, facts, packed, rows, scaled
+from torch.nn.functional import cross_entropy, normalize
 
+from feature_extraction.encoder import Projection
 from mil.aggregator import Aggregator, compose, n_scales
 from mil.bag import BagBatch
 from mil.checkpoint import ModelCard, read_model, write_model
@@ -138,6 +140,7 @@ def test_a_saved_model_predicts_the_same_when_loaded(name: str, init: str, tmp_p
         background="normal",
         concepts=[["alpha", "a one"], ["alpha", "a two"], ["beta", "b one"]],
         dim=16,
+        text_dim=None,
         space="joint",
         encoder="test",
         encoder_fingerprint="f",
@@ -198,6 +201,21 @@ def test_step_zero_is_the_members_own_zero_shot(name: str, rule: str, n_tiles: i
         )
         of_each.append(zero_shot_loops.logits(start, of_text(config["assign"]), of_text(config["route"])))
     np.testing.assert_allclose(output.logits[0].numpy(), np.mean(of_each, axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TEXT_MEMBERS)
+def test_backbone_bags_start_as_the_bags_that_the_encoders_projection_makes_of_them(name: str):
+    projection = Projection(weight=torch.from_numpy(rows(24, seed=1)), bias=torch.from_numpy(rows(1, seed=2)[0]))
+    of_backbone = replace(facts("margin"), dim=24, projection=projection)
+    aggregator = compose(CONFIGS[name] | {"init": "text"}, of_backbone)
+    joint = make(name, init="text")
+    joint.load_state_dict({key: value for key, value in aggregator.state_dict().items() if key in joint.state_dict()})
+    backbone, packing = packed(n_scales(CONFIGS[name]), 3 * torch.from_numpy(rows(30, seed=3, dim=24)))
+    with torch.inference_mode():
+        found = aggregator.eval()(backbone, packing).logits
+        unit = normalize(backbone @ projection.weight + projection.bias, dim=-1)
+        expected = joint.eval()(unit, packing).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rule", ["mean", "max", "topj", "margin"])

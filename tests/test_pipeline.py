@@ -249,15 +249,23 @@ def test_a_bank_of_another_encoder_is_refused(study: Study, tmp_path: Path, caps
         assert "make the bank with the features' encoder" in message
 
 
-def test_text_and_backbone_features_are_never_compared(
+def test_backbone_features_meet_the_words_by_the_encoders_projection_or_not_at_all(
     study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    out = tmp_path / "backbone"
+    expected = study.zeroshot(tmp_path / "zs")
+    out, runs = tmp_path / "backbone", tmp_path / "runs"
     assert main(["extract", f"slides={study.slides}", f"out={out}", "space=backbone"]) == 0
-    words = [f"features={out}", f"bank={study.bank}", f"split={study.split}", f"out={tmp_path / 'runs'}"]
-    assert main(["train", *words]) == 2
+    words = [f"features={out}", f"bank={study.bank}"]
+    assert main(["zeroshot", *words, f"out={tmp_path / 'no'}"]) == 2
     assert "the features are in the backbone space" in capsys.readouterr().err
-    assert main(["train", *words, "aggregator=gated_abmil", "trainer.max_epochs=1"]) == 0  # without text it is fine
+    given = ["train", *words, f"split={study.split}"]
+    assert main([*given, f"out={tmp_path / 'no'}", "filter_nontask=true"]) == 2
+    assert main([*given, f"out={runs}", "trainer.max_epochs=0"]) == 0
+    assert main(["predict", f"runs={runs}", f"features={out}", f"out={tmp_path / 'new'}"]) == 0
+    found = pd.read_csv(tmp_path / "new" / "predictions.csv", index_col="slide_id")
+    columns = [f"p_{name}" for name in CLASSES]
+    np.testing.assert_allclose(found[columns], expected.loc[found.index, columns], atol=3e-3)  # of half precision
+    assert main([*given, f"out={tmp_path / 'other'}", "aggregator=gated_abmil", "trainer.max_epochs=1"]) == 0
 
 
 def test_a_class_missing_from_the_prompts_is_named(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

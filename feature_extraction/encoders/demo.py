@@ -15,7 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from feature_extraction.encoder import Encoder, EncoderSource, EncoderSpec, Space, fingerprint_of, to_network_input
+from feature_extraction.encoder import (
+    Encoder,
+    EncoderSource,
+    EncoderSpec,
+    Projection,
+    Space,
+    affine_projection,
+    fingerprint_of,
+    to_network_input,
+)
 from feature_extraction.encoders.demo_towers import (
     BACKBONE_WIDTH,
     CONTEXT_LENGTH,
@@ -111,6 +120,11 @@ class DemoEncoder(Encoder):
         require_width(self.spec, backbone)
         with torch.inference_mode():
             return self._image.project(backbone.to(self._device)).cpu()
+
+    def projection(self) -> Projection | None:
+        """The image tower's."""
+        like = torch.zeros(1, self.spec.widths["backbone"], device=self._device)
+        return affine_projection(self._image.projection, like)
 
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "text dim"]:
         """Embed texts into the joint space, one at a time: a neighbour cannot change a vector."""

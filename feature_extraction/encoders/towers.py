@@ -7,7 +7,15 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from feature_extraction.encoder import Encoder, EncoderSpec, Space, fingerprint_of, to_network_input
+from feature_extraction.encoder import (
+    Encoder,
+    EncoderSpec,
+    Projection,
+    Space,
+    affine_projection,
+    fingerprint_of,
+    to_network_input,
+)
 from feature_extraction.errors import InputError, MismatchError
 
 Tokenize = Callable[[str], list[int]]
@@ -115,6 +123,14 @@ class TowersEncoder(Encoder):
             return super().project(backbone)
         require_width(self.spec, backbone)
         return self._joint(backbone)
+
+    def projection(self) -> Projection | None:
+        """The network's, where it has two spaces and one is an affine map of the other."""
+        if not {"joint", "backbone"} <= set(self.spec.widths):
+            return None
+        like = torch.zeros(1, self.spec.widths["backbone"], device=self._device)
+        with torch.autocast(self._device.type, enabled=False):
+            return affine_projection(self._network.project, like)
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "text dim"]:
