@@ -116,6 +116,7 @@ def request_of(out: Path, split: Path, fold: int, draw: int, method: Method, epo
         seed=draw,
         space=None,
         filter_nontask=False,
+        in_memory=False,
         words=method.words,
         aggregator=group_of(f"aggregator/{method.aggregator}") | {"init": method.init},
         task=group_of("task/classification"),

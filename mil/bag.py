@@ -1,7 +1,7 @@
 """Bags: the tiles of one slide as the aggregator sees them, and batches of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,11 @@ class Bag:
     def scales(self) -> tuple["Bag", ...]:
         """The bag of each magnification, the finest first."""
         return (self,) if self.coarse is None else (self, self.coarse)
+
+    def in_memory(self) -> "Bag":
+        """The same bag, read from its file once and for all."""
+        coarse = None if self.coarse is None else self.coarse.in_memory()
+        return replace(self, features=np.array(self.features), coarse=coarse)
 
     def stored(self) -> Float[Tensor, "tile dim"]:
         """The embeddings as they are stored, not to be written to."""

@@ -3,7 +3,7 @@
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from feature_extraction.encoder import Projection
@@ -37,6 +37,7 @@ class TrainRequest:
         seed: Of initialisation, order and draws.
         space: Embeddings to use, None for the primary ones.
         filter_nontask: Leave out tiles that look like non-task things.
+        in_memory: Read every bag into memory first.
         words: ``own``, or a control of `mil.word_controls`.
         aggregator: Composed yaml.
         task: Composed yaml.
@@ -54,6 +55,7 @@ class TrainRequest:
     seed: int
     space: str | None
     filter_nontask: bool
+    in_memory: bool
     words: str
     aggregator: Mapping[str, object]
     task: Mapping[str, object]
@@ -128,6 +130,8 @@ def read_inputs(request: TrainRequest) -> CellInputs:
         )
     wanted = [row.slide_id for part in PARTS for row in split.part(request.fold, part)]
     bags = load_bags(folders, wanted, space=space, nontask_of=bank if request.filter_nontask else None)
+    if request.in_memory:
+        bags = replace(bags, bags={slide_id: bag.in_memory() for slide_id, bag in bags.bags.items()})
     return CellInputs(
         split=split,
         bank=bank,

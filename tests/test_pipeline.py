@@ -100,6 +100,8 @@ def test_a_damaged_run_is_trained_again(study: Study, tmp_path: Path):
     (run / "predictions.csv").write_bytes(expected[:-30])
     assert study.train(tmp_path, "trainer.max_epochs=1") == 0
     assert (run / "predictions.csv").read_bytes() == expected  # and the same seed gives the same bytes
+    assert study.train(tmp_path / "again", "trainer.max_epochs=1", "in_memory=true") == 0
+    assert (tmp_path / "again" / run.name / "predictions.csv").read_bytes() == expected  # wherever the bags lie
 
 
 def test_training_keeps_the_test_part_out_of_every_choice(study: Study, tmp_path: Path):

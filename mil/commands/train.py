@@ -31,6 +31,7 @@ def run(config: DictConfig) -> int:
         seed=int(config.seed),
         space=config.space,
         filter_nontask=bool(config.filter_nontask),
+        in_memory=bool(config.in_memory),
         words=str(config.words),
         aggregator=settings.plain(config.aggregator),
         task=settings.plain(config.task),
