@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mil.aggregator import Aggregator
 from mil.bag import BagBatch
+from mil.finite import NonFiniteLossError
 from mil.parts import Init
 from mil.task import Task
 
@@ -73,14 +74,14 @@ class MilModule(lightning.LightningModule):
         """Loss of one packed batch.
 
         Raises:
-            FloatingPointError: It is not finite; the message names the rows of the batch.
+            NonFiniteLossError: It is not finite; the message names the rows of the batch.
         """
         output = self.aggregator(batch.tiles, batch.packing)
         loss = self.task.loss(output.logits, batch.labels)
         for auxiliary in self.aggregator.losses:
             loss = loss + auxiliary.weight * auxiliary(output, batch.labels, self.task)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} on the bags {batch.rows.tolist()}")
+            raise NonFiniteLossError(loss.item(), batch.rows.tolist())
         return loss
 
     def validation_step(self, batch: BagBatch, batch_idx: int) -> None:
