@@ -124,6 +124,7 @@ def request_of(out: Path, split: Path, fold: int, draw: int, method: Method, epo
         top_j=5,
         optimization=Optimization(**group_of("optimizer/adamw")),
         training=Training(**trainer),
+        checkpoint_s=60,
     )
 
 

@@ -45,6 +45,7 @@ class TrainRequest:
         top_j: Of the pooling, or ``auto``.
         optimization: How parameters move.
         training: How long and how wide.
+        checkpoint_s: Least seconds between two checkpoints; what a run finds does not depend on it.
     """
 
     features: tuple[Path, ...]
@@ -63,6 +64,7 @@ class TrainRequest:
     top_j: int | str
     optimization: Optimization
     training: Training
+    checkpoint_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,13 +20,16 @@ class BagDataset(Dataset[Item]):
         labels: Target of each, as the task made them.
         max_tiles: Tiles drawn anew from a larger bag (at each of its magnifications) at each visit; None for all.
         seed: Of the draws.
+
+    Attributes:
+        generator: Of the draws.
     """
 
     def __init__(self, bags: Sequence[Bag], labels: Sequence[Target], *, max_tiles: int | None, seed: int) -> None:
         self._bags = bags
         self._labels = labels
         self._max_tiles = max_tiles
-        self._generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
         return len(self._bags)
@@ -37,7 +40,7 @@ class BagDataset(Dataset[Item]):
     def _drawn(self, tiles: Float[Tensor, "tile dim"]) -> Float[Tensor, "_ dim"]:
         if self._max_tiles is None or len(tiles) <= self._max_tiles:
             return tiles
-        drawn = torch.randperm(len(tiles), generator=self._generator)[: self._max_tiles]
+        drawn = torch.randperm(len(tiles), generator=self.generator)[: self._max_tiles]
         return tiles[drawn.sort().values]
 
 
@@ -58,6 +61,14 @@ def train_loader(
         collate_fn=Collate(),
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def generators_of(loader: DataLoader[Item]) -> dict[str, torch.Generator]:
+    """Everything that a training loader draws from, by name."""
+    dataset = loader.dataset
+    if not isinstance(dataset, BagDataset) or loader.generator is None:
+        raise TypeError("expected the loader that train_loader makes")
+    return {"order": loader.generator, "tiles": dataset.generator}
 
 
 def eval_loader(bags: Sequence[Bag], labels: Sequence[Target], *, batch_size: int) -> DataLoader[Item]:

@@ -5,21 +5,25 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import lightning
 import numpy as np
 import torch
 from jaxtyping import Float64
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from feature_extraction.errors import InputError
 from mil.aggregator import Aggregator
 from mil.bag import Bag
-from mil.data import batches_of, eval_loader, train_loader
+from mil.data import Item, batches_of, eval_loader, generators_of, train_loader
+from mil.finite import NonFiniteLossError, in_words, require_finite_logits
 from mil.labels import Target
 from mil.module import MilModule, Optimization
 from mil.parts import Init
+from mil.resume import Checkpoints, KeepState, StateFiles
 from mil.task import Task
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"float32": "32-true", "bf16": "bf16-mixed"}
@@ -94,6 +98,25 @@ class Fitted:
     train_losses: list[float]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """What goes along with training and changes nothing in it.
+
+    Attributes:
+        on_epoch: Called after each epoch.
+        on_resume: Called when training goes on from a checkpoint, with the number of epochs done before.
+        checkpoints: Where the state of training is kept; None keeps none.
+    """
+
+    on_epoch: Callable[[], None] = lambda: None
+    on_resume: Callable[[int], None] = lambda _done: None
+    checkpoints: Checkpoints | None = None
+
+
+ALONE = Course()
+"""Nobody is told, nothing is kept."""
+
+
 class KeepBest(lightning.Callback):
     """Remembers the weights with the lowest validation loss; the start takes part.
 
@@ -115,6 +138,16 @@ class KeepBest(lightning.Callback):
             self.best_epoch = len(self.losses)
             self.best_state = copy.deepcopy(pl_module.aggregator.state_dict())
         self.losses.append(pl_module.val_loss)
+
+    def state_dict(self) -> dict[str, object]:
+        """For a checkpoint."""
+        return {"losses": list(self.losses), "best_epoch": self.best_epoch, "best_state": dict(self.best_state)}
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """From a checkpoint."""
+        self.losses = cast("list[float]", state_dict["losses"])
+        self.best_epoch = cast("int", state_dict["best_epoch"])
+        self.best_state = cast("dict[str, Tensor]", state_dict["best_state"])
 
 
 class TrainLosses(lightning.Callback):
@@ -147,6 +180,14 @@ class TrainLosses(lightning.Callback):
         self._steps.clear()
         self._on_epoch()
 
+    def state_dict(self) -> dict[str, object]:
+        """For a checkpoint, which is made between two epochs."""
+        return {"epochs": list(self.epochs)}
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """From a checkpoint."""
+        self.epochs = cast("list[float]", state_dict["epochs"])
+
 
 def fit(
     aggregator: Aggregator,
@@ -156,11 +197,16 @@ def fit(
     optimization: Optimization,
     training: Training,
     init: Init,
-    on_epoch: Callable[[], None] = lambda: None,
+    course: Course = ALONE,
 ) -> Fitted:
     """Train in place and leave the chosen weights in the aggregator.
 
-    Without a validation part (few-shot) the epochs are fixed and the last weights stay.
+    Without a validation part (few-shot) the epochs are fixed and the last weights stay. With ``course.checkpoints``
+    training goes on from the checkpoint that a killed one left, to the same result as one that was not killed.
+
+    Raises:
+        DamagedFileError: A slide has features that are not finite.
+        DivergedError: Loss or logits are not finite though the features are.
     """
     train, val = fold.train, fold.val
     if training.max_epochs == 0:
@@ -172,7 +218,45 @@ def fit(
         start = torch.tensor(logits_of(aggregator, val.bags, batch_size=training.batch_size), dtype=torch.float32)
         start_loss = float(task.loss(start, torch.tensor(list(val.labels))))
         best = KeepBest(start_loss, copy.deepcopy(aggregator.state_dict()))
-    losses = TrainLosses(on_epoch)
+    losses = TrainLosses(course.on_epoch)
+    batch_size = training.batch_size
+    loader = train_loader(
+        train.bags, train.labels, batch_size=batch_size, max_tiles=training.max_tiles, seed=training.seed
+    )
+    aggregator.train()  # the start was evaluated: without this, dropout would stay off
+    val_batches = eval_loader(val.bags, val.labels, batch_size=batch_size) if has_val else None
+    try:
+        _run(module, training, course, [losses, best] if has_val else [losses], loader, val_batches)
+    except NonFiniteLossError as error:
+        raise in_words(error, train.bags, epoch=len(losses.epochs) + 1) from error
+    aggregator.cpu()
+    if has_val:
+        aggregator.load_state_dict(best.best_state)
+    aggregator.eval()
+    return Fitted(
+        best_epoch=best.best_epoch if has_val else training.max_epochs,
+        val_losses=best.losses if has_val else [],
+        train_losses=losses.epochs,
+    )
+
+
+def _run(
+    module: MilModule,
+    training: Training,
+    course: Course,
+    callbacks: list[lightning.Callback],
+    loader: DataLoader[Item],
+    val_batches: DataLoader[Item] | None,
+) -> None:
+    """Lightning's part; from the last checkpoint where there is one."""
+    kept, done = course.checkpoints, 0
+    files: list[StateFiles] = []
+    if kept is not None:
+        callbacks = [*callbacks, KeepState(kept, generators_of(loader))]
+        files = [StateFiles(kept.made_by())]
+        done = kept.epochs_done()
+    if done:
+        course.on_resume(done)
     with warnings.catch_warnings():
         quiet = (
             "does not have many workers|GPU available but not used|LeafSpec|have no `val_dataloader`|The `srun` command"
@@ -189,33 +273,25 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            callbacks=[losses, best] if has_val else [losses],
+            callbacks=callbacks,
+            # Within Slurm, Lightning would write pickles of its own when stopped, and look for them here.
+            plugins=[LightningEnvironment(), *files],
+            default_root_dir=None if kept is None else kept.path.parent,
         )
-        loader = train_loader(
-            train.bags,
-            train.labels,
-            batch_size=training.batch_size,
-            max_tiles=training.max_tiles,
-            seed=training.seed,
-        )
-        aggregator.train()  # the start was evaluated: without this, dropout would stay off
-        val_batches = eval_loader(val.bags, val.labels, batch_size=training.batch_size) if has_val else None
-        trainer.fit(module, loader, val_batches)
-    aggregator.cpu()
-    if has_val:
-        aggregator.load_state_dict(best.best_state)
-    aggregator.eval()
-    return Fitted(
-        best_epoch=best.best_epoch if has_val else training.max_epochs,
-        val_losses=best.losses if has_val else [],
-        train_losses=losses.epochs,
-    )
+        trainer.fit(module, loader, val_batches, ckpt_path=kept.path if kept is not None and done else None)
 
 
 @torch.inference_mode()
 def logits_of(aggregator: Aggregator, bags: Sequence[Bag], *, batch_size: int) -> Float64[np.ndarray, "bag class"]:
-    """Logits of bags, all tiles, in evaluation mode."""
+    """Logits of bags, all tiles, in evaluation mode.
+
+    Raises:
+        DamagedFileError: A slide has features that are not finite.
+        DivergedError: The logits are not finite though the features are.
+    """
     aggregator.eval()
     loader = eval_loader(bags, [0] * len(bags), batch_size=batch_size)
     rows = [aggregator(batch.tiles, batch.packing).logits for batch in batches_of(loader)]
-    return torch.cat(rows).double().numpy()
+    logits = torch.cat(rows).double().numpy()
+    require_finite_logits(logits, bags)
+    return logits

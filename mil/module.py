@@ -11,6 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from mil.aggregator import Aggregator
 from mil.bag import BagBatch
+from mil.finite import NonFiniteLossError
 from mil.parts import Init
 from mil.task import Task
 from mil.word_rows import word_rows
@@ -81,7 +82,7 @@ class MilModule(lightning.LightningModule):
         """Loss of one packed batch.
 
         Raises:
-            FloatingPointError: It is not finite; the message names the rows of the batch.
+            NonFiniteLossError: It is not finite; the message names the rows of the batch.
         """
         output = self.aggregator(batch.tiles, batch.packing)
         loss = self.task.loss(output.logits, batch.labels)
@@ -89,7 +90,7 @@ class MilModule(lightning.LightningModule):
         if self._anchor:
             loss = loss + self._anchor * distance_from_words(self.aggregator)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} on the bags {batch.rows.tolist()}")
+            raise NonFiniteLossError(loss.item(), batch.rows.tolist())
         return loss
 
     def validation_step(self, batch: BagBatch, batch_idx: int) -> None:

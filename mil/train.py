@@ -1,7 +1,7 @@
 """Train one cell of a sweep: one aggregator on one fold with one seed, into one run folder named by its content."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,15 +16,18 @@ from feature_extraction.errors import InputError, MismatchError
 from feature_extraction.files import is_valid, publish_json, publish_text, read_json
 from feature_extraction.text_bank import write_bank
 from mil.aggregator import Aggregator, compose
+from mil.bag import Bag
 from mil.cell import AUTO, CellInputs, TrainRequest, cell_record, read_inputs
 from mil.checkpoint import BANK, ModelCard, write_model
 from mil.data import drawn_tiles
 from mil.drift import audit
 from mil.feature_folder import BagSet
-from mil.fit import Fitted, Fold, Labelled, fit, logits_of
+from mil.finite import require_finite
+from mil.fit import ALONE, Course, Fitted, Fold, Labelled, fit, logits_of
 from mil.labels import ONE_CLASS
 from mil.losses import InstanceClusters
 from mil.predictions import predictions_table
+from mil.resume import CHECKPOINT, Checkpoints, tidy
 from mil.runs import check_run, write_done
 from mil.splits import PARTS, SplitRow
 from mil.task import Outcome, Task, build_task
@@ -52,20 +55,23 @@ class TrainResult:
     unused: Mapping[str, str]
 
 
-def train_cell(request: TrainRequest, on_epoch: Callable[[], None] = lambda: None) -> TrainResult:
-    """Train a cell unless it is done; a cell that another process works on is refused.
+def train_cell(request: TrainRequest, course: Course = ALONE) -> TrainResult:
+    """Train a cell unless it is done; a cell that another process works on is refused, a killed one goes on.
 
     Args:
         request: The cell.
-        on_epoch: Called after each epoch.
+        course: Who is told of it; its checkpoints are those of the cell.
 
     Raises:
         InputError: Inputs that do not belong together, a class missing from the prompts or from a part.
+        DamagedFileError: A slide has features that are not finite.
+        DivergedError: Training left the finite numbers.
     """
     inputs = read_inputs(request)
     cell = cell_record(request, inputs)
     folder = request.out / str(cell["cell"])
     if is_valid(folder, check_run):
+        tidy(folder)  # a kill may have come between the seal and this
         metrics = read_json(folder / "metrics.json")
         return TrainResult(folder=folder, is_new=False, metrics=metrics, unused=inputs.bags.unused)
     with claim(request.out / ".locks" / f"{cell['cell']}.lock") as is_ours:
@@ -77,7 +83,9 @@ def train_cell(request: TrainRequest, on_epoch: Callable[[], None] = lambda: Non
             return TrainResult(
                 folder=folder, is_new=False, metrics=read_json(folder / "metrics.json"), unused=inputs.bags.unused
             )
-        metrics = _train(request, inputs, cell, folder, on_epoch)
+        kept = Checkpoints(path=folder / CHECKPOINT, cell=str(cell["cell"]), every_s=request.checkpoint_s)
+        metrics = _train(request, inputs, cell, folder, replace(course, checkpoints=kept))
+        tidy(folder)
     return TrainResult(folder=folder, is_new=True, metrics=metrics, unused=inputs.bags.unused)
 
 
@@ -86,7 +94,7 @@ def _train(
     inputs: CellInputs,
     cell: dict[str, object],
     folder: Path,
-    on_epoch: Callable[[], None],
+    course: Course,
 ) -> dict[str, object]:
     lightning.seed_everything(request.seed, verbose=False)
     parts = {part: _usable(inputs, request.fold, part) for part in PARTS}
@@ -102,8 +110,7 @@ def _train(
     task.start(classes, words, is_margin=is_margin, is_text=inputs.init == "text")
     task.fit(torch.tensor(list(labelled["train"].labels)), len(classes))
     card = replace(card, learned=task.state())
-    drawn = [[drawn_tiles(one, TILES_A_BAG_TO_FIT) for one in bag.scales()] for bag in labelled["train"].bags]
-    aggregator.fit_parts(*(torch.cat(of_scale) for of_scale in zip(*drawn, strict=True)))
+    _fit_parts(aggregator, labelled["train"].bags)
     fitted = fit(
         aggregator,
         task,
@@ -111,7 +118,7 @@ def _train(
         optimization=request.optimization,
         training=request.training,
         init=inputs.init,
-        on_epoch=on_epoch,
+        course=course,
     )
     batch_size = request.training.batch_size
     outcomes = {part: _outcome(aggregator, task, bags, batch_size) for part, bags in labelled.items() if bags.bags}
@@ -134,6 +141,14 @@ def _train(
     publish_json(folder / "metrics.json", metrics)
     write_done(folder)
     return metrics
+
+
+def _fit_parts(aggregator: Aggregator, bags: Sequence[Bag]) -> None:
+    drawn = [[drawn_tiles(one, TILES_A_BAG_TO_FIT) for one in bag.scales()] for bag in bags]
+    tiles = [torch.cat(of_scale) for of_scale in zip(*drawn, strict=True)]
+    if not all(torch.isfinite(of_scale).all() for of_scale in tiles):
+        require_finite(bags)  # parts that cluster would end with an error that names no slide
+    aggregator.fit_parts(*tiles)
 
 
 def _usable(inputs: CellInputs, fold: int, part: str) -> list[SplitRow]:

@@ -1,5 +1,6 @@
 """`promptmil train`: features + bank + split -> one run folder."""
 
+import math
 import os
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mil.cell import TrainRequest
 from mil.commands import settings
 from mil.commands.unused import say_unused
 from mil.feature_folder import FeatureFolder
-from mil.fit import Training
+from mil.fit import Course, Training
 from mil.module import Optimization
 from mil.train import train_cell
 
@@ -39,13 +40,20 @@ def run(config: DictConfig) -> int:
         top_j=settings.top_j(config.pooling.top_j),
         optimization=as_record(Optimization, settings.plain(config.optimizer), "optimizer"),
         training=as_record(Training, {**settings.plain(config.trainer), "seed": int(config.seed)}, "trainer"),
+        checkpoint_s=_checkpoint_s(config.checkpoint_s),
     )
     console = Console(stderr=True)
     check_licence(config.licence_profile, FeatureFolder(request.features[0]).header, console)
     name = f"{config.aggregator.name} fold {request.fold} seed {request.seed}"
     with Progress(console=console, transient=True) as progress:
-        epochs = progress.add_task(name, total=request.training.max_epochs)
-        result = train_cell(request, on_epoch=lambda: progress.advance(epochs))
+        n_epochs = request.training.max_epochs
+        epochs = progress.add_task(name, total=n_epochs)
+
+        def on_resume(done: int) -> None:
+            progress.update(epochs, completed=done)
+            console.print(f"{name}: goes on after epoch {done} of {n_epochs}", soft_wrap=True, markup=False)
+
+        result = train_cell(request, Course(on_epoch=lambda: progress.advance(epochs), on_resume=on_resume))
     summary: dict[str, object] = {
         "command": "train",
         "run": result.folder.name,
@@ -74,6 +82,12 @@ def at_once(config: DictConfig) -> int:
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise InputError(f"parallel={asked}: expected auto or a whole number of at least 1")
     return asked
+
+
+def _checkpoint_s(asked: object) -> float:
+    if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 <= asked < math.inf:
+        raise InputError(f"checkpoint_s={asked}: expected a number of seconds, 0 for a checkpoint after each epoch")
+    return float(asked)
 
 
 def _figures(metrics: dict[str, object]) -> str:
