@@ -1,32 +1,29 @@
 """Train one cell of a sweep: one aggregator on one fold with one seed, into one run folder named by its content."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning
 import numpy as np
-import pandas as pd
 import torch
-import yaml
 
 from feature_extraction.claims import claim
 from feature_extraction.errors import InputError, MismatchError
-from feature_extraction.files import is_valid, publish_json, publish_text, read_json
-from feature_extraction.text_bank import write_bank
+from feature_extraction.files import is_valid, read_json
 from mil.aggregator import Aggregator, compose
 from mil.bag import BagSet
 from mil.cell import AUTO, CellInputs, TrainRequest, cell_record, read_inputs
-from mil.checkpoint import BANK, ModelCard, write_model
+from mil.checkpoint import ModelCard
 from mil.data import drawn_tiles
-from mil.drift import audit
-from mil.fit import Fitted, Fold, Labelled, fit, logits_of
+from mil.fit import Fitted, Labelled, fit
 from mil.labels import ONE_CLASS
 from mil.losses import InstanceClusters
-from mil.predictions import predictions_table
-from mil.runs import check_run, write_done
+from mil.run_writer import OpenCell, ReadyCell, write_run
+from mil.runs import check_run
 from mil.splits import PARTS, SplitRow
-from mil.task import Outcome, Task, build_task
+from mil.task import Task, build_task
 from mil.text import prototypes, task_concepts, words_of
 from mil.zeroshot import choose_top_j, resolve_pooling
 
@@ -61,32 +58,61 @@ def train_cell(request: TrainRequest, on_epoch: Callable[[], None] = lambda: Non
     Raises:
         InputError: Inputs that do not belong together, a class missing from the prompts or from a part.
     """
+    with open_cell(request) as cell:
+        if isinstance(cell, TrainResult):
+            return cell
+        ready = prepare(cell)
+        fitted = fit(
+            ready.aggregator,
+            ready.task,
+            fold=ready.fold,
+            optimization=request.optimization,
+            training=request.training,
+            init=cell.inputs.init,
+            on_epoch=on_epoch,
+        )
+        return finish(ready, fitted)
+
+
+@contextmanager
+def open_cell(request: TrainRequest) -> Generator[OpenCell | TrainResult]:
+    """Read what a request names, and claim its cell while the block runs.
+
+    Yields:
+        The cell, or what became of it when it is done.
+
+    Raises:
+        InputError: Inputs that do not belong together, or another process works on the cell.
+    """
     inputs = read_inputs(request)
-    cell = cell_record(request, inputs)
-    folder = request.out / str(cell["cell"])
+    record = cell_record(request, inputs)
+    folder = request.out / str(record["cell"])
     if is_valid(folder, check_run):
-        metrics = read_json(folder / "metrics.json")
-        return TrainResult(folder=folder, is_new=False, metrics=metrics, unused=inputs.bags.unused)
-    with claim(request.out / ".locks" / f"{cell['cell']}.lock") as is_ours:
+        yield _found(folder, inputs)
+        return
+    with claim(request.out / ".locks" / f"{record['cell']}.lock") as is_ours:
         if not is_ours:
             raise InputError(
-                f"cell {cell['cell']} is being trained by another process; wait for it, or use another out=…"
+                f"cell {record['cell']} is being trained by another process; wait for it, or use another out=…"
             )
         if is_valid(folder, check_run):  # sealed by another process between the question and the claim
-            return TrainResult(
-                folder=folder, is_new=False, metrics=read_json(folder / "metrics.json"), unused=inputs.bags.unused
-            )
-        metrics = _train(request, inputs, cell, folder, on_epoch)
-    return TrainResult(folder=folder, is_new=True, metrics=metrics, unused=inputs.bags.unused)
+            yield _found(folder, inputs)
+        else:
+            yield OpenCell(request=request, inputs=inputs, record=record, folder=folder)
 
 
-def _train(
-    request: TrainRequest,
-    inputs: CellInputs,
-    cell: dict[str, object],
-    folder: Path,
-    on_epoch: Callable[[], None],
-) -> dict[str, object]:
+def _found(folder: Path, inputs: CellInputs) -> TrainResult:
+    metrics = read_json(folder / "metrics.json")
+    return TrainResult(folder=folder, is_new=False, metrics=metrics, unused=inputs.bags.unused)
+
+
+def prepare(cell: OpenCell) -> ReadyCell:
+    """Targets, task and aggregator of a cell, from its seed.
+
+    Raises:
+        InputError: The task, the aggregator and the inputs do not belong together, or a part lacks a class.
+    """
+    request, inputs = cell.request, cell.inputs
     lightning.seed_everything(request.seed, verbose=False)
     parts = {part: _usable(inputs, request.fold, part) for part in PARTS}
     task, words = build_task(request.task), words_of(inputs.bank)
@@ -103,36 +129,13 @@ def _train(
     task.fit(torch.tensor(list(labelled["train"].labels)), len(classes))
     card = replace(card, learned=task.state())
     aggregator.fit_parts(torch.cat([drawn_tiles(bag, TILES_A_BAG_TO_FIT) for bag in labelled["train"].bags]))
-    fitted = fit(
-        aggregator,
-        task,
-        fold=Fold(train=labelled["train"], val=labelled["val"]),
-        optimization=request.optimization,
-        training=request.training,
-        init=inputs.init,
-        on_epoch=on_epoch,
-    )
-    batch_size = request.training.batch_size
-    outcomes = {part: _outcome(aggregator, task, bags, batch_size) for part, bags in labelled.items() if bags.bags}
-    metrics = _metrics(fitted, card, task, {p: (labelled[p], outcome) for p, outcome in outcomes.items()})
-    write_model(folder, aggregator, card)
-    drifts = audit(aggregator, classes, card.concepts)
-    if drifts:
-        publish_text(folder / "drift.csv", pd.DataFrame([asdict(one) for one in drifts]).to_csv(index=False))
-        metrics["drift"] = {
-            "prototypes": len(drifts),
-            "red": [f"{one.part} {one.name}" for one in drifts if one.is_red],
-        }
-    table = pd.concat([_table(parts[p], task, outcome, classes, request.fold, p) for p, outcome in outcomes.items()])
-    publish_text(folder / "predictions.csv", table.to_csv(index=False))
-    publish_text(folder / "config.yaml", yaml.safe_dump(cell["determined_by"], sort_keys=False, allow_unicode=True))
-    if inputs.bank is not None:
-        write_bank(folder / BANK, inputs.bank)
-    publish_text(folder / "log.csv", _log(fitted))
-    publish_json(folder / "cell.json", cell)
-    publish_json(folder / "metrics.json", metrics)
-    write_done(folder)
-    return metrics
+    return ReadyCell(cell=cell, rows=parts, labelled=labelled, task=task, card=card, aggregator=aggregator)
+
+
+def finish(ready: ReadyCell, fitted: Fitted) -> TrainResult:
+    """Evaluate the weights that training left in the aggregator, and write the run folder."""
+    metrics = write_run(ready, fitted)
+    return TrainResult(folder=ready.cell.folder, is_new=True, metrics=metrics, unused=ready.cell.inputs.bags.unused)
 
 
 def _usable(inputs: CellInputs, fold: int, part: str) -> list[SplitRow]:
@@ -204,38 +207,3 @@ def _width(bags: BagSet) -> int:
     if len(widths) != 1:
         raise MismatchError(f"the bags have widths {sorted(widths)}, expected one; extract them with one configuration")
     return widths.pop()
-
-
-def _outcome(aggregator: Aggregator, task: Task, part: Labelled, batch_size: int) -> Outcome:
-    return task.predict(torch.from_numpy(logits_of(aggregator, part.bags, batch_size=batch_size)))
-
-
-def _table(
-    rows: Sequence[SplitRow], task: Task, outcome: Outcome, classes: list[str], fold: int, part: str
-) -> pd.DataFrame:
-    score = None if outcome.score is None or task.score_name is None else (task.score_name, outcome.score)
-    return predictions_table(rows, outcome.probabilities, classes, fold=fold, part=part, score=score)
-
-
-def _metrics(
-    fitted: Fitted, card: ModelCard, task: Task, parts: Mapping[str, tuple[Labelled, Outcome]]
-) -> dict[str, object]:
-    """What the run says of itself; the test part is read here, once."""
-    found: dict[str, object] = {
-        part: task.metrics(labelled.labels, outcome, card.classes)
-        for part, (labelled, outcome) in parts.items()
-        if part != "train"
-    }
-    return found | {
-        "best_epoch": fitted.best_epoch,
-        "epochs": len(fitted.train_losses),
-        "pooling": {"rule": card.rule, "top_j": card.top_j},
-    }
-
-
-def _log(fitted: Fitted) -> str:
-    """``epoch,train_loss,val_loss``; epoch 0 is the start."""
-    n_epochs = len(fitted.train_losses)
-    table = pd.DataFrame({"epoch": range(n_epochs + 1), "train_loss": [None, *fitted.train_losses]})
-    table["val_loss"] = fitted.val_losses or None
-    return table.to_csv(index=False)
