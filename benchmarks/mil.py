@@ -1,9 +1,10 @@
-"""What training costs, against what it cannot cost less than: one step, one bag read, one epoch, one sweep.
+"""What training costs, against what it cannot cost less than: one step, one bag read, one epoch, several models.
 
-    python -P benchmarks/mil.py [--rounds 15] [--peer <folder with torchmil>] [--only step,read,epoch,sweep]
+    python -P benchmarks/mil.py [--rounds 15] [--peer <folder with torchmil>] [--only step,read,epoch,together]
 
 ``-P`` because this file would otherwise stand in for the package ``mil``. Interleaved rounds on the same bags in one
-process, medians of its CPU-seconds, printed as ratios, because machines are noisy. ``--peer`` is a folder that torchmil
+process, medians of its CPU-seconds, printed as ratios, because machines are noisy. ``together`` runs on the GPU where
+there is one, and then takes seconds by the clock. ``--peer`` is a folder that torchmil
 and what it needs were installed into (``pip install --no-deps --target``).
 """
 
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +28,12 @@ from mil.fit import Fold, Labelled, Training, fit
 from mil.module import MilModule, Optimization
 from mil.packed import Packing, pack
 from mil.parts import Facts, Pooling
+from mil.stacked import Member, device_of, fit_together
 from mil.tasks.classification import Classification
 
 N_TILES, DIM, WIDTH, HIDDEN, CLASSES = 10_000, 512, 512, 256, 2
 N_BAGS = 24
+N_MODELS, N_EPOCHS, N_OF_THEM = 8, 3, 8
 OPTIMIZATION = Optimization(lr=1e-4, residual_decay=0.0, weight_decay=1e-4, scale_lr_factor=1.0)
 
 
@@ -38,28 +42,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--peer", type=Path)
-    parser.add_argument("--only", default="step,read,epoch")
+    parser.add_argument("--only", default="step,read,epoch,together")
     options = parser.parse_args()
-    parts = {"step": step, "read": read, "epoch": epoch}
+    parts = {"step": step, "read": read, "epoch": epoch, "together": together}
     for name in options.only.split(","):
         print(f"\n## {name}\n", flush=True)
         parts[name](options)
 
 
-def medians(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median CPU-seconds of each way, one after the other in every round, the first round thrown away."""
+def medians(
+    ways: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, float]:
+    """Median seconds of each way, one after the other in every round, the first round thrown away."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):
         for name, way in ways.items():
-            begin = time.process_time()
+            begin = clock()
             way()
-            taken[name].append(time.process_time() - begin)
+            taken[name].append(clock() - begin)
     return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
 
 
-def show(found: Mapping[str, float], floor: str) -> None:
+def show(found: Mapping[str, float], floor: str, unit: str = "CPU ms") -> None:
     """A table of milliseconds and ratios."""
-    print(f"| way | CPU ms | over {floor} |\n|---|---|---|")
+    print(f"| way | {unit} | over {floor} |\n|---|---|---|")
     for name, seconds in found.items():
         print(f"| {name} | {1e3 * seconds:.2f} | {seconds / found[floor]:.2f} |", flush=True)
 
@@ -220,6 +226,56 @@ def epoch_of_fit(bags: list[Bag], labels: list[int], precision: str, n_tiles: in
         fit(gated(), task, fold=fold, optimization=OPTIMIZATION, training=training, init="random")
 
     return run
+
+
+def together(options: argparse.Namespace) -> None:
+    """Eight models on the same bags: as one, and one after the other."""
+    device = device_of("auto")
+    clock, unit = (time.process_time, "CPU ms") if device.type == "cpu" else (time.perf_counter, "ms")
+    for n_tiles in (200, 1_000):
+        with tempfile.TemporaryDirectory() as name:
+            bags = mapped_bags(Path(name), n_tiles)[:N_OF_THEM]
+            labels = [row % CLASSES for row in range(N_OF_THEM)]
+            ways = {
+                "as one": eight_as_one(bags, labels, n_tiles),
+                "one after the other": eight_fits(bags, labels, n_tiles),
+            }
+            print(
+                f"{N_MODELS} models, {N_OF_THEM} bags of {n_tiles:,} tiles, one a step, {N_EPOCHS} epochs, {device}:\n"
+            )
+            show(medians(ways, options.rounds // 3 + 1, clock), "as one", unit)
+            print(flush=True)
+
+
+def eight_as_one(bags: list[Bag], labels: list[int], n_tiles: int) -> Callable[[], object]:
+    """As `promptmil train -m parallel=stacked` trains them."""
+    fold = Fold(train=Labelled(bags=bags, labels=labels), val=Labelled(bags=[], labels=[]))
+
+    def run() -> None:
+        task = Classification(class_weights="none")
+        members = [Member(aggregator=gated(), task=task, fold=fold, seed=seed) for seed in range(N_MODELS)]
+        fit_together(members, optimization=OPTIMIZATION, training=training_of(n_tiles), init="random")
+
+    return run
+
+
+def eight_fits(bags: list[Bag], labels: list[int], n_tiles: int) -> Callable[[], object]:
+    """As `promptmil train -m parallel=1` trains them."""
+    fold = Fold(train=Labelled(bags=bags, labels=labels), val=Labelled(bags=[], labels=[]))
+
+    def run() -> None:
+        for seed in range(N_MODELS):
+            task, training = Classification(class_weights="none"), replace(training_of(n_tiles), seed=seed)
+            fit(gated(), task, fold=fold, optimization=OPTIMIZATION, training=training, init="random")
+
+    return run
+
+
+def training_of(n_tiles: int) -> Training:
+    """Some epochs, one bag a step, on the best device."""
+    return Training(
+        max_epochs=N_EPOCHS, batch_size=1, max_tiles=n_tiles, accelerator="auto", precision="float32", seed=0
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from feature_extraction.errors import InputError
-from feature_extraction.targets import construct
+from feature_extraction.targets import construct, resolve
 from mil.packed import Packing, sum_bags
 from mil.parts import (
     INITS,
@@ -208,7 +208,7 @@ def n_scales(config: Mapping[str, object]) -> int:
 def _six_parts(config: Mapping[str, object], facts: Facts) -> SixParts:
     parts: dict[str, object] = {}
     for name, kind in PART_KINDS.items():
-        options = _of_init(config.get(name), facts)
+        options = _of_init(config.get(name), facts.init)
         if options is None and name in OPTIONAL_PARTS:
             parts[name] = None
         elif isinstance(options, Mapping):
@@ -232,8 +232,20 @@ def _listed(config: Mapping[str, object], key: str) -> list[object]:
     return list(given)
 
 
-def _of_init(options: object, facts: Facts) -> object:
+def _of_init(options: object, init: object) -> object:
     """The options of this init, where a part has them for each."""
     if isinstance(options, Mapping) and options and set(options) <= set(INITS):
-        return options.get(facts.init)
+        return options.get(init)
     return options
+
+
+def part_types(config: Mapping[str, object]) -> Iterator[type[Part]]:
+    """The classes that a yaml names for its own init, losses at the end; nothing is built.
+
+    Raises:
+        InputError: It names none of the right kind.
+    """
+    named = [(_of_init(config.get(name), config.get("init")), kind) for name, kind in PART_KINDS.items()]
+    for options, kind in (*named, *((loss, Auxiliary) for loss in _listed(config, "losses"))):
+        if isinstance(options, Mapping):
+            yield resolve(str(options.get("_target_")), kind=kind, packages=PACKAGES)

@@ -1,6 +1,7 @@
 """Part 4 of an aggregator, assign: attention that looks twice, at critical tiles or at pseudo-bags."""
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -62,6 +63,7 @@ class TwoTier(Assign):
         n_groups: Pseudo-bags a bag; a smaller bag has one a tile.
     """
 
+    apart_because: ClassVar[str] = "the number of its pseudo-bags depends on the bags"
     direction: torch.Tensor
 
     def __init__(self, facts: Facts, *, hidden: int, n_groups: int = 4) -> None:

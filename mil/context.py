@@ -8,6 +8,7 @@ random start gamma is one and nothing is normalised: a plain residual block.
 from abc import abstractmethod
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -56,6 +57,8 @@ class SelfAttentionContext(ResidualContext):
         expansion: Width of the feed-forward net over the width of the vectors.
         dropout: After attention and feed-forward net.
     """
+
+    apart_because: ClassVar[str] = "its attention takes one bag after the other"
 
     def __init__(
         self, facts: Facts, *, heads: int = 4, layers: int = 1, expansion: float = 2.0, dropout: float = 0.0

@@ -6,6 +6,7 @@ is Nystrom's (Xiong et al. 2021, arXiv 2102.03902).
 
 import math
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -41,6 +42,7 @@ class NystromContext(ResidualContext):
         InputError: The width is no multiple of ``heads``.
     """
 
+    apart_because: ClassVar[str] = "it sorts one bag after the other onto a square"
     directions: torch.Tensor
 
     def __init__(self, facts: Facts, *, heads: int = 8, n_landmarks: int | None = None, dropout: float = 0.0) -> None:

@@ -49,8 +49,10 @@ class ProximalAdamW(torch.optim.AdamW):
         """One step of AdamW, then the proximal step."""
         loss = super().step(closure)  # type: ignore[arg-type]
         for group in self.param_groups:
+            divisor = 1 + group["lr"] * group.get("residual_decay", 0.0)
             for parameter in group["params"]:
-                parameter.div_(1 + group["lr"] * group.get("residual_decay", 0.0))
+                if divisor != 1 and parameter.grad is not None:  # AdamW, too, leaves one without a gradient alone
+                    parameter.div_(divisor)
         return loss
 
 
@@ -95,7 +97,8 @@ class MilModule(lightning.LightningModule):
 
     def validation_step(self, batch: BagBatch, batch_idx: int) -> None:
         """Keep the logits; the loss is computed once, over all of the part."""
-        self._val_logits.append(self.aggregator(batch.tiles, batch.packing).logits)
+        with torch.autocast(batch.tiles.device.type, enabled=False):  # as the start was, which is one of the candidates
+            self._val_logits.append(self.aggregator(batch.tiles, batch.packing).logits)
         self._val_labels.append(batch.labels)
 
     def on_validation_epoch_end(self) -> None:

@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -198,7 +198,13 @@ class AggregatorOutput:
 
 
 class Part(nn.Module):
-    """Any part. Residuals are the parameters whose zero means "as the text says"; only they decay."""
+    """Any part. Residuals are the parameters whose zero means "as the text says"; only they decay.
+
+    Attributes:
+        apart_because: Why models with this part are not trained as one (`mil.stacked`); empty when they are.
+    """
+
+    apart_because: ClassVar[str] = ""
 
     @torch.no_grad()
     def fit(self, tiles: Float[Tensor, "tile dim"]) -> None:
@@ -291,6 +297,7 @@ class Auxiliary(Part, ABC):
     """
 
     weight: float
+    apart_because: ClassVar[str] = "a loss besides the task's looks at one bag after the other"
 
     @abstractmethod
     def forward(self, output: AggregatorOutput, labels: Targets, task: Task) -> Float[Tensor, ""]:

@@ -1,36 +1,33 @@
 """Train one cell of a sweep: one aggregator on one fold with one seed, into one run folder named by its content."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning
 import numpy as np
-import pandas as pd
 import torch
-import yaml
 
 from feature_extraction.claims import claim
 from feature_extraction.errors import InputError, MismatchError
-from feature_extraction.files import is_valid, publish_json, publish_text, read_json
-from feature_extraction.text_bank import write_bank
+from feature_extraction.files import is_valid, read_json
 from mil.aggregator import Aggregator, compose
 from mil.bag import Bag
 from mil.cell import AUTO, CellInputs, TrainRequest, cell_record, read_inputs
-from mil.checkpoint import BANK, ModelCard, write_model
+from mil.checkpoint import ModelCard
 from mil.data import drawn_tiles
-from mil.drift import audit
 from mil.feature_folder import BagSet
 from mil.finite import require_finite
-from mil.fit import ALONE, Course, Fitted, Fold, Labelled, fit, logits_of
+from mil.fit import ALONE, Course, Fitted, Labelled, fit
 from mil.labels import ONE_CLASS
 from mil.losses import InstanceClusters
-from mil.predictions import predictions_table
 from mil.resume import CHECKPOINT, Checkpoints, tidy
-from mil.runs import check_run, write_done
+from mil.run_writer import OpenCell, ReadyCell, write_run
+from mil.runs import check_run
 from mil.splits import PARTS, SplitRow
-from mil.task import Outcome, Task, build_task
+from mil.task import Task, build_task
 from mil.text import prototypes, task_concepts, words_of
 from mil.zeroshot import choose_top_j, resolve_pooling
 
@@ -67,35 +64,63 @@ def train_cell(request: TrainRequest, course: Course = ALONE) -> TrainResult:
         DamagedFileError: A slide has features that are not finite.
         DivergedError: Training left the finite numbers.
     """
+    with open_cell(request) as cell:
+        if isinstance(cell, TrainResult):
+            return cell
+        ready = prepare(cell)
+        kept = Checkpoints(path=cell.folder / CHECKPOINT, cell=str(cell.record["cell"]), every_s=request.checkpoint_s)
+        fitted = fit(
+            ready.aggregator,
+            ready.task,
+            fold=ready.fold,
+            optimization=request.optimization,
+            training=request.training,
+            init=cell.inputs.init,
+            course=replace(course, checkpoints=kept),
+        )
+        return finish(ready, fitted)
+
+
+@contextmanager
+def open_cell(request: TrainRequest) -> Generator[OpenCell | TrainResult]:
+    """Read what a request names, and claim its cell while the block runs.
+
+    Yields:
+        The cell, or what became of it when it is done.
+
+    Raises:
+        InputError: Inputs that do not belong together, or another process works on the cell.
+    """
     inputs = read_inputs(request)
-    cell = cell_record(request, inputs)
-    folder = request.out / str(cell["cell"])
+    record = cell_record(request, inputs)
+    folder = request.out / str(record["cell"])
     if is_valid(folder, check_run):
         tidy(folder)  # a kill may have come between the seal and this
-        metrics = read_json(folder / "metrics.json")
-        return TrainResult(folder=folder, is_new=False, metrics=metrics, unused=inputs.bags.unused)
-    with claim(request.out / ".locks" / f"{cell['cell']}.lock") as is_ours:
+        yield _found(folder, inputs)
+        return
+    with claim(request.out / ".locks" / f"{record['cell']}.lock") as is_ours:
         if not is_ours:
             raise InputError(
-                f"cell {cell['cell']} is being trained by another process; wait for it, or use another out=…"
+                f"cell {record['cell']} is being trained by another process; wait for it, or use another out=…"
             )
         if is_valid(folder, check_run):  # sealed by another process between the question and the claim
-            return TrainResult(
-                folder=folder, is_new=False, metrics=read_json(folder / "metrics.json"), unused=inputs.bags.unused
-            )
-        kept = Checkpoints(path=folder / CHECKPOINT, cell=str(cell["cell"]), every_s=request.checkpoint_s)
-        metrics = _train(request, inputs, cell, folder, replace(course, checkpoints=kept))
-        tidy(folder)
-    return TrainResult(folder=folder, is_new=True, metrics=metrics, unused=inputs.bags.unused)
+            yield _found(folder, inputs)
+        else:
+            yield OpenCell(request=request, inputs=inputs, record=record, folder=folder)
 
 
-def _train(
-    request: TrainRequest,
-    inputs: CellInputs,
-    cell: dict[str, object],
-    folder: Path,
-    course: Course,
-) -> dict[str, object]:
+def _found(folder: Path, inputs: CellInputs) -> TrainResult:
+    metrics = read_json(folder / "metrics.json")
+    return TrainResult(folder=folder, is_new=False, metrics=metrics, unused=inputs.bags.unused)
+
+
+def prepare(cell: OpenCell) -> ReadyCell:
+    """Targets, task and aggregator of a cell, from its seed.
+
+    Raises:
+        InputError: The task, the aggregator and the inputs do not belong together, or a part lacks a class.
+    """
+    request, inputs = cell.request, cell.inputs
     lightning.seed_everything(request.seed, verbose=False)
     parts = {part: _usable(inputs, request.fold, part) for part in PARTS}
     task, words = build_task(request.task), words_of(inputs.bank)
@@ -111,36 +136,15 @@ def _train(
     task.fit(torch.tensor(list(labelled["train"].labels)), len(classes))
     card = replace(card, learned=task.state())
     _fit_parts(aggregator, labelled["train"].bags)
-    fitted = fit(
-        aggregator,
-        task,
-        fold=Fold(train=labelled["train"], val=labelled["val"], shots=_shots(parts["train"], task)),
-        optimization=request.optimization,
-        training=request.training,
-        init=inputs.init,
-        course=course,
-    )
-    batch_size = request.training.batch_size
-    outcomes = {part: _outcome(aggregator, task, bags, batch_size) for part, bags in labelled.items() if bags.bags}
-    metrics = _metrics(fitted, card, task, {p: (labelled[p], outcome) for p, outcome in outcomes.items()})
-    write_model(folder, aggregator, card)
-    drifts = audit(aggregator, classes, card.concepts)
-    if drifts:
-        publish_text(folder / "drift.csv", pd.DataFrame([asdict(one) for one in drifts]).to_csv(index=False))
-        metrics["drift"] = {
-            "prototypes": len(drifts),
-            "red": [f"{one.part} {one.name}" for one in drifts if one.is_red],
-        }
-    table = pd.concat([_table(parts[p], task, outcome, classes, request.fold, p) for p, outcome in outcomes.items()])
-    publish_text(folder / "predictions.csv", table.to_csv(index=False))
-    publish_text(folder / "config.yaml", yaml.safe_dump(cell["determined_by"], sort_keys=False, allow_unicode=True))
-    if inputs.bank is not None:
-        write_bank(folder / BANK, inputs.bank)
-    publish_text(folder / "log.csv", _log(fitted))
-    publish_json(folder / "cell.json", cell)
-    publish_json(folder / "metrics.json", metrics)
-    write_done(folder)
-    return metrics
+    shots = _shots(parts["train"], task)
+    return ReadyCell(cell=cell, rows=parts, labelled=labelled, shots=shots, task=task, card=card, aggregator=aggregator)
+
+
+def finish(ready: ReadyCell, fitted: Fitted) -> TrainResult:
+    """Evaluate the weights that training left in the aggregator, and write the run folder."""
+    metrics = write_run(ready, fitted)
+    tidy(ready.cell.folder)
+    return TrainResult(folder=ready.cell.folder, is_new=True, metrics=metrics, unused=ready.cell.inputs.bags.unused)
 
 
 def _fit_parts(aggregator: Aggregator, bags: Sequence[Bag]) -> None:
@@ -231,38 +235,3 @@ def _width(bags: BagSet) -> int:
     if len(widths) != 1:
         raise MismatchError(f"the bags have widths {sorted(widths)}, expected one; extract them with one configuration")
     return widths.pop()
-
-
-def _outcome(aggregator: Aggregator, task: Task, part: Labelled, batch_size: int) -> Outcome:
-    return task.predict(torch.from_numpy(logits_of(aggregator, part.bags, batch_size=batch_size)))
-
-
-def _table(
-    rows: Sequence[SplitRow], task: Task, outcome: Outcome, classes: list[str], fold: int, part: str
-) -> pd.DataFrame:
-    score = None if outcome.score is None or task.score_name is None else (task.score_name, outcome.score)
-    return predictions_table(rows, outcome.probabilities, classes, fold=fold, part=part, score=score)
-
-
-def _metrics(
-    fitted: Fitted, card: ModelCard, task: Task, parts: Mapping[str, tuple[Labelled, Outcome]]
-) -> dict[str, object]:
-    """What the run says of itself; the test part is read here, once."""
-    found: dict[str, object] = {
-        part: task.metrics(labelled.labels, outcome, card.classes)
-        for part, (labelled, outcome) in parts.items()
-        if part != "train"
-    }
-    return found | {
-        "best_epoch": fitted.best_epoch,
-        "epochs": len(fitted.train_losses),
-        "pooling": {"rule": card.rule, "top_j": card.top_j},
-    }
-
-
-def _log(fitted: Fitted) -> str:
-    """``epoch,train_loss,val_loss``; epoch 0 is the start."""
-    n_epochs = len(fitted.train_losses)
-    table = pd.DataFrame({"epoch": range(n_epochs + 1), "train_loss": [None, *fitted.train_losses]})
-    table["val_loss"] = fitted.val_losses or None
-    return table.to_csv(index=False)

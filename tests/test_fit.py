@@ -1,6 +1,7 @@
 """Training: the start is a candidate, val chooses, residuals decay, the same seed gives the same weights."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,6 +118,24 @@ def test_dropout_is_on_in_training_and_off_in_evaluation():
     )
     # the start on val, two training batches, val again
     assert seen == [False, False, True, True, False, False]
+
+
+def test_validation_is_in_float32_whatever_the_precision_of_the_steps():
+    seen: list[tuple[bool, bool]] = []
+    aggregator = compose(CONFIG, facts())
+    aggregator.embed.register_forward_hook(
+        lambda *_: seen.append((aggregator.training, torch.is_autocast_enabled("cpu")))
+    )
+    data = labelled(0, 2)
+    fit(
+        aggregator,
+        Classification(),
+        fold=Fold(train=data, val=data),
+        optimization=OPTIMIZATION,
+        training=replace(training(1), precision="bf16"),
+        init="text",
+    )
+    assert set(seen) == {(True, True), (False, False)}
 
 
 def test_a_loss_that_is_not_finite_names_its_bags():

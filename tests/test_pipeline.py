@@ -72,6 +72,26 @@ def test_sweep_names_its_cells_and_does_nothing_twice(study: Study, tmp_path: Pa
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_cells_trained_as_one_are_the_runs_that_they_are_alone(study: Study, tmp_path: Path, monkeypatch):
+    plain = ["aggregator=gated_abmil", "aggregator.embed.random.dropout=0.0", "trainer.max_epochs=2"]
+    words = ["-m", "fold=0,1,9", "seed=0,1", *plain]  # there is no fold 9, which costs its cells only
+    assert study.train(tmp_path / "alone", *words, "parallel=1") == 3
+    monkeypatch.setattr("mil.commands.train.train_cell", None)  # no cell is trained by itself
+    assert study.train(tmp_path / "one", *words, "parallel=stacked") == 3
+    folders = run_folders(tmp_path / "one")
+    alone = run_folders(tmp_path / "alone")
+    assert [folder.name for folder in folders] == [folder.name for folder in alone]
+    assert len(folders) == 4
+    for found, expected in zip(folders, alone, strict=True):
+        assert sorted(path.name for path in found.iterdir()) == sorted(path.name for path in expected.iterdir())
+        assert (found / "cell.json").read_bytes() == (expected / "cell.json").read_bytes()
+        for name in ("predictions.csv", "log.csv"):
+            pd.testing.assert_frame_equal(pd.read_csv(found / name), pd.read_csv(expected / name), atol=1e-4)
+    before = {path: path.stat().st_mtime_ns for folder in folders for path in folder.iterdir()}
+    assert study.train(tmp_path / "one", *words, "parallel=stacked") == 3
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
 def test_a_control_trains_with_other_words_and_is_told_apart(study: Study, tmp_path: Path):
     words = ["-m", "words=own,shuffled,nonsense,names", "trainer.max_epochs=1", "parallel=1"]
     assert study.train(tmp_path / "runs", *words) == 0

@@ -1,4 +1,4 @@
-"""The cells of a sweep, several at once: one process a core, one thread each, over bags that all of them map."""
+"""The cells of a sweep, several at once: a process a core over bags that all of them map, or one process for groups."""
 
 import importlib
 import multiprocessing
@@ -24,7 +24,8 @@ def run_cells(module: str, configs: Sequence[DictConfig]) -> list[int]:
     """Run the cells of a command that says how many of them may run at once; returns the exit code of each.
 
     Args:
-        module: Of the command; its ``at_once(config)`` is asked with the first cell.
+        module: Of the command. Its ``at_once(config)`` is asked with the first cell; where one process is to run all,
+            ``groups(configs)`` says which cells are one piece of work, and ``run_group(group)`` does one of several.
         configs: Composed configurations.
     """
     command = importlib.import_module(module)
@@ -37,10 +38,11 @@ def run_cells(module: str, configs: Sequence[DictConfig]) -> list[int]:
 
 
 def _one_by_one(module: str, configs: Sequence[DictConfig]) -> list[int]:
+    command = importlib.import_module(module)
     codes: list[int] = []
-    for config in configs:
-        codes.append(guarded(importlib.import_module(module).run, config))
-        if codes[-1] == STOPPED:  # a signal stops the sweep, not only the cell it fell into
+    for group in command.groups(configs):
+        codes += command.run_group(group) if len(group) > 1 else [guarded(command.run, group[0])]
+        if STOPPED in codes:  # a signal stops the sweep, not only the cell it fell into
             break
     return codes
 

@@ -1,7 +1,10 @@
 """`promptmil train`: features + bank + split -> one run folder."""
 
+import json
 import math
 import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,18 +15,63 @@ from rich.progress import Progress
 from feature_extraction.commands.licence import check_licence
 from feature_extraction.errors import InputError
 from feature_extraction.files import as_record, publish_json
+from mil.aggregator import n_scales, part_types
 from mil.cell import TrainRequest
 from mil.commands import settings
 from mil.commands.unused import say_unused
 from mil.feature_folder import FeatureFolder
 from mil.fit import Course, Training
+from mil.jobs import complain, guarded
 from mil.module import Optimization
-from mil.train import train_cell
+from mil.stacked import MOST_TOGETHER, apart_because
+from mil.train import TrainResult, train_cell
+from mil.train_together import train_together
 
 
 def run(config: DictConfig) -> int:
     """Train one cell; returns the exit code."""
-    request = TrainRequest(
+    request = _request(config)
+    console = Console(stderr=True)
+    check_licence(config.licence_profile, FeatureFolder(request.features[0]).header, console)
+    with Progress(console=console, transient=True) as progress:
+        name, n_epochs = _name(config), request.training.max_epochs
+        epochs = progress.add_task(name, total=n_epochs)
+
+        def on_resume(done: int) -> None:
+            progress.update(epochs, completed=done)
+            console.print(f"{name}: goes on after epoch {done} of {n_epochs}", soft_wrap=True, markup=False)
+
+        result = train_cell(request, Course(on_epoch=lambda: progress.advance(epochs), on_resume=on_resume))
+    return _say(config, result, console)
+
+
+def run_group(configs: Sequence[DictConfig]) -> list[int]:
+    """Train cells that `groups` put together as one; returns the exit code of each."""
+    outcomes: list[TrainResult | Exception] = []
+    code = guarded(lambda _: outcomes.extend(_trained(configs)) or 0, configs[0])
+    if code:
+        return [code] * len(configs)
+
+    def say(config: DictConfig, outcome: TrainResult | Exception) -> int:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return _say(config, outcome, Console(stderr=True))
+
+    return [guarded(partial(say, outcome=outcome), one) for one, outcome in zip(configs, outcomes, strict=True)]
+
+
+def _trained(configs: Sequence[DictConfig]) -> list[TrainResult | Exception]:
+    requests = [_request(config) for config in configs]
+    console = Console(stderr=True)
+    check_licence(configs[0].licence_profile, FeatureFolder(requests[0].features[0]).header, console)
+    with Progress(console=console, transient=True) as progress:
+        name = f"{configs[0].aggregator.name}, {len(configs)} cells as one"
+        epochs = progress.add_task(name, total=requests[0].training.max_epochs)
+        return train_together(requests, on_epoch=lambda: progress.advance(epochs))
+
+
+def _request(config: DictConfig) -> TrainRequest:
+    return TrainRequest(
         features=settings.paths(config.features),
         bank=settings.optional_path(config.bank),
         split=Path(config.split),
@@ -42,18 +90,14 @@ def run(config: DictConfig) -> int:
         training=as_record(Training, {**settings.plain(config.trainer), "seed": int(config.seed)}, "trainer"),
         checkpoint_s=_checkpoint_s(config.checkpoint_s),
     )
-    console = Console(stderr=True)
-    check_licence(config.licence_profile, FeatureFolder(request.features[0]).header, console)
-    name = f"{config.aggregator.name} fold {request.fold} seed {request.seed}"
-    with Progress(console=console, transient=True) as progress:
-        n_epochs = request.training.max_epochs
-        epochs = progress.add_task(name, total=n_epochs)
 
-        def on_resume(done: int) -> None:
-            progress.update(epochs, completed=done)
-            console.print(f"{name}: goes on after epoch {done} of {n_epochs}", soft_wrap=True, markup=False)
 
-        result = train_cell(request, Course(on_epoch=lambda: progress.advance(epochs), on_resume=on_resume))
+def _name(config: DictConfig) -> str:
+    return f"{config.aggregator.name} fold {config.fold} seed {config.seed}"
+
+
+def _say(config: DictConfig, result: TrainResult, console: Console) -> int:
+    """Write the summary of a cell, and say how it went; returns the exit code."""
     summary: dict[str, object] = {
         "command": "train",
         "run": result.folder.name,
@@ -61,26 +105,27 @@ def run(config: DictConfig) -> int:
         "metrics": dict(result.metrics),
         "unused_slides": dict(result.unused),
     }
-    publish_json(request.out / "summary.json", summary)
+    publish_json(Path(config.out) / "summary.json", summary)
     state = "trained" if result.is_new else "was done"
     test = result.metrics.get("test")
     figures = f"test {_figures(test)}" if isinstance(test, dict) else ""
-    console.print(f"{result.folder.name} {name}: {state}; {figures}", soft_wrap=True, markup=False)
+    console.print(f"{result.folder.name} {_name(config)}: {state}; {figures}", soft_wrap=True, markup=False)
     return say_unused(console, result.unused)
 
 
 def at_once(config: DictConfig) -> int:
-    """How many cells of a sweep may run at the same time.
+    """How many processes may run cells of a sweep at the same time.
 
     Raises:
-        InputError: ``parallel`` is no number and not ``auto``.
+        InputError: ``parallel`` is no number and neither ``auto`` nor ``stacked``.
     """
     asked = config.parallel
-    if asked == "auto":  # cells on a GPU would only take turns
-        on_gpu = config.trainer.accelerator != "cpu" and torch.accelerator.is_available()
-        return 1 if on_gpu else len(os.sched_getaffinity(0))
+    if _is_stacked(config):  # cells on a GPU would only take turns
+        return 1
+    if asked == "auto":
+        return len(os.sched_getaffinity(0))
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
-        raise InputError(f"parallel={asked}: expected auto or a whole number of at least 1")
+        raise InputError(f"parallel={asked}: expected auto, stacked or a whole number of at least 1")
     return asked
 
 
@@ -88,6 +133,37 @@ def _checkpoint_s(asked: object) -> float:
     if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 <= asked < math.inf:
         raise InputError(f"checkpoint_s={asked}: expected a number of seconds, 0 for a checkpoint after each epoch")
     return float(asked)
+
+
+def groups(configs: Sequence[DictConfig]) -> list[list[DictConfig]]:
+    """Cells of a sweep that are trained as one: they differ in fold and seed only, and their parts can be stacked."""
+    alike: dict[str, list[DictConfig]] = {}
+    for number, config in enumerate(configs):
+        plain = settings.plain(config)
+        rest = {key: value for key, value in plain.items() if key not in ("fold", "seed")}
+        is_one_of_many = _is_stacked(config) and not _alone_because(config)
+        key = json.dumps(rest if is_one_of_many else number, sort_keys=True, default=str)
+        alike.setdefault(key, []).append(config)
+    for reason in dict.fromkeys(_alone_because(config) for config in configs if config.parallel == "stacked"):
+        if reason:
+            complain(f"one by one: {reason}")
+    return [some[at : at + MOST_TOGETHER] for some in alike.values() for at in range(0, len(some), MOST_TOGETHER)]
+
+
+def _is_stacked(config: DictConfig) -> bool:
+    on_gpu = config.trainer.accelerator != "cpu" and torch.accelerator.is_available()
+    return config.parallel == "stacked" or (config.parallel == "auto" and on_gpu)
+
+
+def _alone_because(config: DictConfig) -> str:
+    if config.filter_nontask:
+        return "filter_nontask=true makes each cell a copy of its tiles, too much memory for all at once"
+    try:
+        aggregator = settings.plain(config.aggregator)
+        reason = apart_because(part_types(aggregator), n_scales=n_scales(aggregator))
+    except InputError as error:
+        return str(error)
+    return reason and f"aggregator={config.aggregator.name}: {reason}"
 
 
 def _figures(metrics: dict[str, object]) -> str:
