@@ -143,12 +143,12 @@ def _resampled(
     at_once = max(1, VALUES_AT_ONCE // max(len(rows.labels), len(patients.labels)))
     blocks = [
         _values(rows, counts[:, places])
-        for counts in _patient_counts(patients.labels, resamples=resamples, seed=seed, at_once=at_once)
+        for counts in patient_draws(patients.labels, resamples=resamples, seed=seed, at_once=at_once)
     ]
     return {name: np.concatenate([block[name] for block in blocks]) for name in metric_names(rows.classes)}
 
 
-def _patient_counts(
+def patient_draws(
     labels: np.ndarray, *, resamples: int, seed: int, at_once: int
 ) -> Iterator[Float64[np.ndarray, "resample patient"]]:
     """How often each patient is drawn, class by class as many as there are; a block of resamples at a time."""

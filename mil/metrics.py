@@ -194,8 +194,12 @@ def _ece(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> 
     """Expected calibration error over equal bins of the top probability, closed on the right (Guo 2017, eq. 3)."""
     confidence = probabilities.max(axis=1)
     gap = confidence - (probabilities.argmax(axis=1) == labels)
-    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
-    return np.abs(weights @ (np.eye(ECE_BINS)[bins] * gap[:, None])).sum(axis=1) / weights.sum(axis=1)
+    return np.abs(weights @ (np.eye(ECE_BINS)[top_bins(confidence)] * gap[:, None])).sum(axis=1) / weights.sum(axis=1)
+
+
+def top_bins(confidence: Float64[np.ndarray, " slide"]) -> Int[np.ndarray, " slide"]:
+    """Bin of each top probability, of `ECE_BINS` equal ones that are closed on the right."""
+    return np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
 
 
 def _macro_auc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
