@@ -1,4 +1,4 @@
-"""Figures of tasks without one class: weights equal repeated slides, intervals are of patients, folds and seeds pool."""
+"""Figures of tasks without one class: weights equal repeated slides, intervals are of patients, folds are pooled."""
 
 import csv
 import io
