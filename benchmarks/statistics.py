@@ -13,8 +13,10 @@ import numpy as np
 from scipy.special import softmax
 
 from mil.across_folds import across_folds
-from mil.intervals import bootstrap_interval
+from mil.intervals import Figures, bootstrap_figures, bootstrap_interval
 from mil.metrics import Predictions, by_patient, slide_metrics
+from mil.metrics_regression import weighted_regression
+from mil.metrics_survival import weighted_concordance
 from mil.trust.conformal import Score, calibrate, coverage_band, prediction_sets
 
 CLASSES = ("A", "B", "C")
@@ -60,7 +62,7 @@ def as_patients(rows: Predictions) -> Predictions:
 
 def sets(repeats: int) -> None:
     """Realised coverage of prediction sets against its Beta band, calibration after calibration."""
-    fresh = by_patient(cohort(20_000, np.random.default_rng(1)))
+    fresh = by_patient(cohort(50_000, np.random.default_rng(1)))
     print(f"accuracy of the simulated patients {(fresh.probabilities.argmax(1) == fresh.labels).mean():.3f}\n")
     print("| sets | calibrated on | patients | band, 5-95 % | mean coverage (expected) | in the band | below it |")
     print("|---|---|---|---|---|---|---|")
@@ -117,8 +119,7 @@ def intervals(repeats: int) -> None:
     print("|---|---|---|---|")
     truth = _metrics(cohort(60_000, np.random.default_rng(4), most_slides=9))
     names = ("accuracy", "balanced_accuracy", "macro_auc", "nll", "brier")
-    held = {name: np.zeros(2) for name in names}
-    widths = {name: np.zeros(2) for name in names}
+    held, widths = ({name: np.zeros(2) for name in names} for _ in range(2))
     generator = np.random.default_rng(5)
     for repeat in range(cohorts):
         rows = cohort(80, generator, most_slides=9)
@@ -127,9 +128,53 @@ def intervals(repeats: int) -> None:
             for name in names:
                 held[name][way] += found[name].low <= truth[name] <= found[name].high
                 widths[name][way] += found[name].high - found[name].low
-    for name in names:
-        patients, slides = held[name] / cohorts
-        print(f"| {name} | {patients:.1%} | {slides:.1%} | {widths[name][0] / widths[name][1]:.2f} |")
+    _print_held(held, widths, cohorts)
+    _intervals_of_scores(cohorts)
+
+
+def _print_held(held: dict[str, np.ndarray], widths: dict[str, np.ndarray], cohorts: int) -> None:
+    for name, (patients, slides) in held.items():
+        width = widths[name][0] / widths[name][1]
+        print(f"| {name} | {patients / cohorts:.1%} | {slides / cohorts:.1%} | {width:.2f} |")
+
+
+def _intervals_of_scores(cohorts: int) -> None:
+    """The same of a predicted number and of a predicted risk."""
+    names = ("mae", "r2", "spearman", "c_index")
+    generator = np.random.default_rng(7)
+    large = [_scores(2000, generator)[0](np.ones((1, 0))) for _ in range(5)]
+    truth = {name: float(np.mean([one[name][0] for one in large])) for name in names}
+    held, widths = ({name: np.zeros(2) for name in names} for _ in range(2))
+    for repeat in range(cohorts):
+        figures, patients, strata = _scores(80, generator)
+        for way, units in enumerate((patients, [f"s{row}" for row in range(len(patients))])):
+            found = bootstrap_figures(figures, units, strata, resamples=500, seed=repeat)
+            for name in names:
+                held[name][way] += found[name].low <= truth[name] <= found[name].high
+                widths[name][way] += found[name].high - found[name].low
+    _print_held(held, widths, cohorts)
+
+
+def _scores(n_patients: int, generator: np.random.Generator) -> tuple[Figures, list[str], list[str]]:
+    """Patients with 1 to 9 slides, a number and a censored time each; slides of a patient err alike."""
+    counts = generator.integers(1, 10, n_patients)
+    patients = np.repeat(np.arange(n_patients), counts)
+    value = generator.normal(size=n_patients)
+    times = generator.exponential(np.exp(-value))
+    ends = generator.exponential(2.0, n_patients)
+    is_event = times <= ends
+    own = np.sqrt(0.8) * generator.normal(size=n_patients)
+    said = (value + own)[patients] + np.sqrt(0.2) * generator.normal(size=len(patients))
+    given = (np.minimum(times, ends)[patients], is_event[patients], said, np.zeros(len(patients), dtype=int))
+
+    def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
+        drawn = weights if weights.size else np.ones((1, len(patients)))
+        return {
+            **weighted_regression(value[patients], said, drawn),
+            "c_index": weighted_concordance(*given, drawn),
+        }
+
+    return figures, [f"p{patient}" for patient in patients], [str(event) for event in is_event[patients]]
 
 
 def _metrics(rows: Predictions) -> dict[str, float]:
