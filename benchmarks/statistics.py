@@ -114,45 +114,52 @@ def _print_coverage(name: str, n: int, values: np.ndarray, bands: np.ndarray) ->
 def intervals(repeats: int) -> None:
     """How often a 95 % interval holds the value of the population, by patient and by slide."""
     cohorts = max(repeats // 2, 1)
-    print(f"{cohorts} cohorts of 80 patients with 1 to 9 slides, 80 % of the variance between patients\n")
-    print("| figure of slides | resampled patients | resampled slides | width, patients / slides |")
-    print("|---|---|---|---|")
-    truth = _metrics(cohort(60_000, np.random.default_rng(4), most_slides=9))
+    print(f"{cohorts} cohorts of patients with 1 to 9 slides, 80 % of the variance between patients\n")
+    print("| figure of slides | patients | resampled patients | resampled slides | width, patients / slides |")
+    print("|---|---|---|---|---|")
+    truth = _metrics(cohort(150_000, np.random.default_rng(4), most_slides=9))
+    for n_patients in (80, 300):
+        _intervals_of_classes(n_patients, cohorts, truth)
+        _intervals_of_scores(n_patients, cohorts)
+
+
+def _intervals_of_classes(n_patients: int, cohorts: int, truth: dict[str, float]) -> None:
     names = ("accuracy", "balanced_accuracy", "macro_auc", "nll", "brier")
     held, widths = ({name: np.zeros(2) for name in names} for _ in range(2))
     generator = np.random.default_rng(5)
     for repeat in range(cohorts):
-        rows = cohort(80, generator, most_slides=9)
+        rows = cohort(n_patients, generator, most_slides=9)
         for way, drawn in enumerate((rows, as_patients(rows))):
             found = bootstrap_interval(drawn, resamples=500, seed=repeat)
             for name in names:
                 held[name][way] += found[name].low <= truth[name] <= found[name].high
                 widths[name][way] += found[name].high - found[name].low
-    _print_held(held, widths, cohorts)
-    _intervals_of_scores(cohorts)
+    _print_held(n_patients, held, widths, cohorts)
 
 
-def _print_held(held: dict[str, np.ndarray], widths: dict[str, np.ndarray], cohorts: int) -> None:
+def _print_held(n_patients: int, held: dict[str, np.ndarray], widths: dict[str, np.ndarray], cohorts: int) -> None:
     for name, (patients, slides) in held.items():
         width = widths[name][0] / widths[name][1]
-        print(f"| {name} | {patients / cohorts:.1%} | {slides / cohorts:.1%} | {width:.2f} |")
+        print(
+            f"| {name} | {n_patients} | {patients / cohorts:.1%} | {slides / cohorts:.1%} | {width:.2f} |", flush=True
+        )
 
 
-def _intervals_of_scores(cohorts: int) -> None:
+def _intervals_of_scores(n_patients: int, cohorts: int) -> None:
     """The same of a predicted number and of a predicted risk."""
     names = ("mae", "r2", "spearman", "c_index")
     generator = np.random.default_rng(7)
-    large = [_scores(2000, generator)[0](np.ones((1, 0))) for _ in range(5)]
+    large = [_scores(1000, generator)[0](np.ones((1, 0))) for _ in range(40)]
     truth = {name: float(np.mean([one[name][0] for one in large])) for name in names}
     held, widths = ({name: np.zeros(2) for name in names} for _ in range(2))
     for repeat in range(cohorts):
-        figures, patients, strata = _scores(80, generator)
+        figures, patients, strata = _scores(n_patients, generator)
         for way, units in enumerate((patients, [f"s{row}" for row in range(len(patients))])):
             found = bootstrap_figures(figures, units, strata, resamples=500, seed=repeat)
             for name in names:
                 held[name][way] += found[name].low <= truth[name] <= found[name].high
                 widths[name][way] += found[name].high - found[name].low
-    _print_held(held, widths, cohorts)
+    _print_held(n_patients, held, widths, cohorts)
 
 
 def _scores(n_patients: int, generator: np.random.Generator) -> tuple[Figures, list[str], list[str]]:

@@ -53,8 +53,11 @@ def weighted_regression(
 
 def _weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean ranks within each row of weights, centred."""
-    kind = np.unique(values, return_inverse=True)[1]
-    of_kind = weights @ np.eye(kind.max() + 1)[kind]
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(values[order]) > 0])
+    of_kind = np.add.reduceat(weights[:, order], starts, axis=1)
+    kind = np.empty(len(values), dtype=np.int64)
+    kind[order] = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(values)]))
     ranks = (np.cumsum(of_kind, axis=1) - of_kind / 2)[:, kind]
     return ranks - ranks.mean(axis=1, keepdims=True)
 

@@ -67,8 +67,8 @@ KINDS: dict[str, tuple[Callable[..., dict[str, object]], Callable[..., dict[str,
         lambda rows, weights: weighted_ordinal(_grades(rows), _shares(rows), weights),
     ),
     "multilabel": (
-        lambda rows: multilabel_metrics(_several(rows), _shares(rows)[:, :2], CLASSES),
-        lambda rows, weights: weighted_multilabel(_several(rows), _shares(rows)[:, :2], CLASSES, weights),
+        lambda rows: multilabel_metrics(_several(rows), np.round(_shares(rows)[:, :2], 1), CLASSES),
+        lambda rows, weights: weighted_multilabel(_several(rows), np.round(_shares(rows)[:, :2], 1), CLASSES, weights),
     ),
 }
 

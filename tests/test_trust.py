@@ -195,7 +195,7 @@ def test_the_share_of_background_tiles_is_counted_and_its_threshold_is_over_pati
     assert np.isnan(background_share(similarity[:0], np.array([False, False, True])))
     with pytest.raises(InputError, match="something else"):
         background_share(similarity, np.array([True, True, True]))
-    scores = np.arange(40) / 40
+    scores = (np.arange(40) ^ 1) / 40  # of each patient's two slides the first is the more unusual
     assert (
         share_threshold(scores, [f"p{row // 2}" for row in range(40)], alpha=0.1) == 37 / 40
     )  # the second largest of 20
