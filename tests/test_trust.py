@@ -15,6 +15,7 @@ from mil.trust.out_of_distribution import (
     fit_gaussian,
     fit_nearest,
     share_threshold,
+    unusual_patients,
 )
 from mil.trust.referral import accuracy_at_coverage, referral_figures, referrals, risk_coverage
 from mil.trust.reliability import reliability_table
@@ -199,3 +200,11 @@ def test_the_share_of_background_tiles_is_counted_and_its_threshold_is_over_pati
     assert (
         share_threshold(scores, [f"p{row // 2}" for row in range(40)], alpha=0.1) == 37 / 40
     )  # the second largest of 20
+
+
+def test_a_patient_with_one_unusual_slide_is_unusual_and_says_how() -> None:
+    found = unusual_patients(
+        ["p1", "p1", "p2", "p3", "p3"],
+        {"far": np.array([False, True, False, True, True]), "glass": np.array([False, False, False, True, False])},
+    )
+    assert found == {"p1": ["far"], "p3": ["far", "glass"]}

@@ -1,6 +1,7 @@
 """Slides unlike those a model was trained on, by their mean vector and by what their tiles look like most."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,6 +144,22 @@ def background_share(
     if is_background.all() or not is_background.any():
         raise InputError("share of background tiles: needs prompts of the background and of something else; check them")
     return float(is_background[similarity.argmax(axis=1)].mean()) if len(similarity) else float("nan")
+
+
+def unusual_patients(
+    patient_ids: Sequence[str], is_unusual: Mapping[str, Bool[np.ndarray, " slide"]]
+) -> dict[str, list[str]]:
+    """Patient to what is unusual about a slide of theirs, for `mil.trust.referral.referrals`; nobody else is there.
+
+    Args:
+        patient_ids: Patient of each slide.
+        is_unusual: What is found unusual, in words, to whether each slide is.
+    """
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for words, of_slide in is_unusual.items():
+        for patient in dict.fromkeys(name for name, is_so in zip(patient_ids, of_slide, strict=True) if is_so):
+            found[patient].append(words)
+    return dict(found)
 
 
 def unit(vectors: Float64[np.ndarray, "slide dim"]) -> Float64[np.ndarray, "slide dim"]:
