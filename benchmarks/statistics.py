@@ -179,7 +179,7 @@ def _intervals_of_scores(n_patients: int, cohorts: int) -> None:
 
 
 def accuracy(repeats: int) -> None:
-    """Accuracy alone, from each patient's counts: quick enough for a close look at the coverage of patient intervals."""
+    """Accuracy alone, from each patient's counts: quick enough for a close look at the coverage of intervals."""
     cohorts = 2 * repeats
     print(
         f"{cohorts} cohorts each; a coverage of 95 % is known to within {196 * np.sqrt(0.0475 / cohorts):.1f} points\n"
