@@ -173,8 +173,8 @@ def over_folds(summary: Summary, *, level: Level) -> Table:
         columns=("method", "labels", "folds", *heads),
         rows=rows,
         note=f"{level.capitalize()} level; each fold's own test part, seeds averaged, with the corrected 95 % interval "
-        "and test of Nadeau and Bengio: folds share training patients, so the usual t is too sure. Δ is method minus "
-        "reference.",
+        "and test of Nadeau and Bengio: folds share training patients, so the usual t is too sure. With two or "
+        "three folds it says next to nothing. Δ is method minus reference.",
         n_text_columns=2,
     )
 
