@@ -6,7 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mil.cohort import listed
 from mil.methods import named_groups, shots_text
+from mil.report import Table
 from mil.runs import Run
 
 DRIFT = "drift.csv"
@@ -71,4 +73,26 @@ def _one(method: str, part: str, word: str, rows: Sequence[Mapping[str, str]]) -
         n_runs=len(rows),
         n_red=red.total(),
         nearest=tuple(name for name, _ in red.most_common()),
+    )
+
+
+def drift_table(drifts: Sequence[WordDrift]) -> Table:
+    """What became of the words: a row a prototype of a method."""
+    return Table(
+        title="Do the prototypes still mean their words?",
+        columns=("method", "part", "word", "cosine to it", "lowest of a run", "nearer to another", "which"),
+        rows=tuple(
+            (
+                one.method,
+                one.part,
+                one.word,
+                f"{one.cosine:.3f}",
+                f"{one.lowest:.3f}",
+                f"{one.n_red} of {one.n_runs} runs",
+                listed(one.nearest),
+            )
+            for one in drifts
+        ),
+        note="Cosine of each trained row with the word it started from, mean over runs; 1 at the start.",
+        n_text_columns=3,
     )

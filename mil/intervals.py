@@ -1,6 +1,6 @@
 """Estimates with intervals: how far a figure could move with other patients of the same kind."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,10 @@ RESAMPLES = 2000
 CONFIDENCE = 0.95
 VALUES_AT_ONCE = 4_000_000
 """Weights held in memory at once; more slides mean fewer resamples at a time."""
+MOST_UNDEFINED = 0.05
+"""Share of resamples that may not define a figure, and are left out of its interval; with more there is none."""
+Figures = Callable[[Float64[np.ndarray, "resample slide"]], Mapping[str, Float64[np.ndarray, " resample"]]]
+"""Figures by name from rows of weights, which say how often each slide is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,36 @@ def bootstrap_interval(
     counts = (len(set(predictions.patient_ids)), len(predictions.slide_ids))
     reasons = _reasons(rows)
     return {name: _estimate(float(values[name][0]), drawn[name], counts, reasons.get(name, "")) for name in drawn}
+
+
+def bootstrap_figures(
+    figures: Figures, patient_ids: Sequence[str], strata: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Estimate]:
+    """Any weighted figures with their 95 % percentile intervals over resampled patients, by name.
+
+    Patients are drawn with replacement within each stratum, with all their rows.
+
+    Args:
+        figures: Of the rows; nan where undefined.
+        patient_ids: Of each row.
+        strata: Of each row, the same for all rows of a patient: what the number of patients of is fixed.
+        resamples: How many.
+        seed: Of the draws.
+    """
+    patients, first, places = np.unique(np.array(patient_ids), return_index=True, return_inverse=True)
+    groups = np.unique(np.array(strata), return_inverse=True)[1][first]
+    values = figures(np.ones((1, len(places))))
+    at_once = max(1, VALUES_AT_ONCE // len(places))
+    blocks = [
+        figures(counts[:, places]) for counts in patient_draws(groups, resamples=resamples, seed=seed, at_once=at_once)
+    ]
+    found: dict[str, Estimate] = {}
+    for name, value in values.items():
+        drawn = np.concatenate([block[name] for block in blocks])
+        reason = _no_interval(float(value[0]), drawn, len(patients))
+        defined = drawn[np.isfinite(drawn)]
+        found[name] = _estimate(float(value[0]), defined, (len(patients), len(places)), reason)
+    return found
 
 
 def paired_difference(
@@ -143,12 +177,12 @@ def _resampled(
     at_once = max(1, VALUES_AT_ONCE // max(len(rows.labels), len(patients.labels)))
     blocks = [
         _values(rows, counts[:, places])
-        for counts in _patient_counts(patients.labels, resamples=resamples, seed=seed, at_once=at_once)
+        for counts in patient_draws(patients.labels, resamples=resamples, seed=seed, at_once=at_once)
     ]
     return {name: np.concatenate([block[name] for block in blocks]) for name in metric_names(rows.classes)}
 
 
-def _patient_counts(
+def patient_draws(
     labels: np.ndarray, *, resamples: int, seed: int, at_once: int
 ) -> Iterator[Float64[np.ndarray, "resample patient"]]:
     """How often each patient is drawn, class by class as many as there are; a block of resamples at a time."""
@@ -173,6 +207,15 @@ def _reasons(rows: Predictions) -> dict[str, str]:
         return undefined
     reason = f"no interval: a single patient of class {listed(single)}"
     return {name: undefined.get(name, reason) for name in metric_names(rows.classes)}
+
+
+def _no_interval(value: float, drawn: np.ndarray, n_patients: int) -> str:
+    undefined = 1 - float(np.isfinite(drawn).mean())
+    if np.isnan(value):
+        return "not defined on these slides"
+    if n_patients < 2:
+        return "no interval: a single patient"
+    return f"no interval: not defined in {undefined:.0%} of the resamples" if undefined > MOST_UNDEFINED else ""
 
 
 def _estimate(value: float, drawn: np.ndarray, counts: tuple[int, int], reason: str) -> Estimate:

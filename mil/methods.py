@@ -47,6 +47,7 @@ class Method:
         unlabelled: Test slides without a label.
         never_tested: Slides trained or validated on that are test in no run.
         runs: What each run predicted.
+        run_folds: The fold of each.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Method:
     unlabelled: tuple[str, ...]
     never_tested: tuple[str, ...]
     runs: tuple[RunPredictions, ...]
+    run_folds: tuple[int, ...]
 
     @property
     def aggregator(self) -> str:
@@ -130,6 +132,7 @@ def _method(group: Sequence[Run], name: str, expected_folds: Iterable[int]) -> M
         unlabelled=pooled.unlabelled,
         never_tested=pooled.never_tested,
         runs=predicted,
+        run_folds=tuple(_whole(run, "fold") for run in group),
     )
 
 

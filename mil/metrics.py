@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 
 from feature_extraction.errors import InputError
 
@@ -171,12 +171,12 @@ def _confusion(
 def _from_confusion(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, np.ndarray]:
     hits = np.einsum("rkk->rk", confusion)
     actual, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
-    recall = _ratio(hits, actual)
-    f1 = _ratio(2 * hits, actual + predicted)
+    recall = ratio(hits, actual)
+    f1 = ratio(2 * hits, actual + predicted)
     return {
         "balanced_accuracy": recall.mean(axis=1),
         "macro_f1": f1.mean(axis=1),
-        "accuracy": _ratio(hits.sum(axis=1), actual.sum(axis=1)),
+        "accuracy": ratio(hits.sum(axis=1), actual.sum(axis=1)),
         **{f"{RECALL}{name}": recall[:, index] for index, name in enumerate(classes)},
     }
 
@@ -194,28 +194,39 @@ def _ece(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> 
     """Expected calibration error over equal bins of the top probability, closed on the right (Guo 2017, eq. 3)."""
     confidence = probabilities.max(axis=1)
     gap = confidence - (probabilities.argmax(axis=1) == labels)
-    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
-    return np.abs(weights @ (np.eye(ECE_BINS)[bins] * gap[:, None])).sum(axis=1) / weights.sum(axis=1)
+    return np.abs(weights @ (np.eye(ECE_BINS)[top_bins(confidence)] * gap[:, None])).sum(axis=1) / weights.sum(axis=1)
+
+
+def top_bins(confidence: Float64[np.ndarray, " slide"]) -> Int[np.ndarray, " slide"]:
+    """Bin of each top probability, of `ECE_BINS` equal ones that are closed on the right."""
+    return np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
 
 
 def _macro_auc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean over classes of the one-vs-rest area; of two classes the second speaks for both."""
     n_classes = probabilities.shape[1]
     used = range(n_classes) if n_classes > 2 else range(1, 2)
-    return np.mean([_auc(labels == index, probabilities[:, index], weights) for index in used], axis=0)
+    return np.mean([weighted_auc(labels == index, probabilities[:, index], weights) for index in used], axis=0)
 
 
-def _auc(is_positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Share of (positive, negative) pairs that are ranked right, ties counting half; each pair weighs its product."""
+def weighted_auc(
+    is_positive: Bool[np.ndarray, " slide"],
+    scores: Float64[np.ndarray, " slide"],
+    weights: Float64[np.ndarray, "resample slide"],
+) -> Float64[np.ndarray, " resample"]:
+    """Share of (positive, negative) pairs that are ranked right, ties counting half; each pair weighs its product.
+
+    nan for a row of weights without a positive or without a negative.
+    """
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
     ordered = weights[:, order]
     positive = np.add.reduceat(ordered * is_positive[order], starts, axis=1)
     negative = np.add.reduceat(ordered * ~is_positive[order], starts, axis=1)
     below = np.cumsum(negative, axis=1) - negative / 2
-    return _ratio((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
+    return ratio((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(part: Float64[np.ndarray, "*shape"], whole: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
     """``part / whole``, nan where ``whole`` is zero."""
     return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=np.asarray(whole) > 0)

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from feature_extraction.files import read_json
+from mil.across_folds import FEWEST_FOLDS, AcrossFolds, across_folds
+from mil.intervals import RESAMPLES, Estimate, Level
 from mil.labels import ONE_CLASS
 from mil.methods import folds_of_split, named_groups, shots_text
 from mil.metrics import METRICS, RECALL
 from mil.runs import Run
+from mil.tested import patients_of_parts, pooled_figures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,8 @@ class RunFigure:
         values: One a run that has it.
         folds: Of those runs.
         missing_folds: Those that other methods of the sweep have on this split.
+        pooled: The figure of the pooled test slides with its interval, by level; empty where folds cannot be pooled.
+        over_folds: Its mean over folds; None for a single fold.
     """
 
     name: str
@@ -34,6 +39,8 @@ class RunFigure:
     values: tuple[float, ...]
     folds: tuple[int, ...]
     missing_folds: tuple[int, ...]
+    pooled: Mapping[Level, Estimate]
+    over_folds: AcrossFolds | None
 
     @property
     def title(self) -> str:
@@ -51,17 +58,25 @@ def predicts_a_class(run: Run) -> bool:
     return run.cell.get("labels", ONE_CLASS.name) == ONE_CLASS.name
 
 
-def run_figures(runs: Sequence[Run]) -> list[RunFigure]:
-    """The figures of ``metrics.json`` that pooled class probabilities do not give, method by method."""
+def run_figures(runs: Sequence[Run], *, resamples: int = RESAMPLES, seed: int = 0) -> list[RunFigure]:
+    """The figures of ``metrics.json`` that pooled class probabilities do not give, method by method.
+
+    Args:
+        runs: Finished runs.
+        resamples: Of the bootstrap of those that can be pooled in another way.
+        seed: Of the bootstrap.
+    """
     found: list[RunFigure] = []
     for name, group in named_groups(runs):
         tested = [_tested(run) for run in group]
         metrics = dict.fromkeys(key for figures in tested for key in figures)
         shots = group[0].cell.get("shots")
         expected = folds_of_split(runs, group[0])
+        pooled = pooled_figures(group, list(metrics), resamples=resamples, seed=seed) if metrics else {}
+        sizes = patients_of_parts(group) if metrics else (0.0, 0.0)
         for metric in metrics:
             pairs = [(run, figures[metric]) for run, figures in zip(group, tested, strict=True) if metric in figures]
-            folds = {int(str(run.cell.get("fold"))) for run, _ in pairs}
+            folds = {_fold(run) for run, _ in pairs}
             values = tuple(value for _, value in pairs if not math.isnan(value))
             found.append(
                 RunFigure(
@@ -72,9 +87,27 @@ def run_figures(runs: Sequence[Run]) -> list[RunFigure]:
                     values=values,
                     folds=tuple(sorted(folds)),
                     missing_folds=tuple(sorted(expected - folds)),
+                    pooled={
+                        level: found_there[metric] for level, found_there in pooled.items() if metric in found_there
+                    },
+                    over_folds=_over_folds([(_fold(run), value) for run, value in pairs], sizes),
                 )
             )
     return sorted(found, key=lambda one: (one.shots is None, one.shots or 0, one.name))
+
+
+def _fold(run: Run) -> int:
+    return int(str(run.cell.get("fold")))
+
+
+def _over_folds(pairs: Sequence[tuple[int, float]], sizes: tuple[float, float]) -> AcrossFolds | None:
+    """Seeds of a fold are averaged first; ``sizes`` are the training and test patients of a fold."""
+    folds = sorted({fold for fold, _ in pairs})
+    n_train, n_test = sizes
+    if len(folds) < FEWEST_FOLDS or n_train == 0:
+        return None
+    values = np.array([np.mean([value for found, value in pairs if found == fold]) for fold in folds])
+    return across_folds(values, n_train=n_train, n_test=n_test)
 
 
 def _tested(run: Run) -> dict[str, float]:

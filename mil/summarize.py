@@ -2,31 +2,24 @@
 
 import csv
 import io
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from feature_extraction.errors import InputError
+from mil.across_folds import AcrossFolds
 from mil.cohort import listed
+from mil.comparisons import Comparison, compare
 from mil.drift_figures import WordDrift, word_drifts
-from mil.intervals import (
-    LEVELS,
-    RESAMPLES,
-    Difference,
-    Estimate,
-    Level,
-    bootstrap_interval,
-    holm,
-    on_same_slides,
-    paired_difference,
-)
+from mil.fold_figures import over_folds
+from mil.intervals import LEVELS, RESAMPLES, Estimate, Level, bootstrap_interval
 from mil.methods import Method, group_methods, reference_of
 from mil.run_figures import RunFigure, predicts_a_class, run_figures
 from mil.runs import find_runs, unfinished_runs
 
 ZEROSHOT = "zeroshot"
-COMPARED = ("balanced_accuracy", "macro_auc", "macro_f1", "nll", "brier")
 RELIABLE_ECE_PATIENTS = 200
 _PROVENANCE = (
     *("aggregator", "init", "encoder", "encoder_fingerprint", "space", "features_folder", "prompt_set"),
@@ -44,33 +37,14 @@ class Result:
         level: Slides, or patients by the mean of their slides.
         metric: Name of the figure.
         estimate: Its value and interval.
+        over_folds: Its mean over folds; None for a method of one fold.
     """
 
     method: Method
     level: Level
     metric: str
     estimate: Estimate
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """One figure of a method minus that of its reference, on the slides both predicted.
-
-    Attributes:
-        method: The first.
-        reference: The second.
-        level: Slides or patients.
-        metric: Name of the figure.
-        difference: With interval and p.
-        p_holm: p adjusted for the number of methods compared in this figure and level.
-    """
-
-    method: Method
-    reference: Method
-    level: Level
-    metric: str
-    difference: Difference
-    p_holm: float
+    over_folds: AcrossFolds | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,24 +93,17 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
     runs = find_runs(root)
     unfinished = tuple(path.relative_to(root).as_posix() for path in unfinished_runs(root, runs))
     methods, left_out = group_methods([run for run in runs if predicts_a_class(run)])
-    of_runs, drifts = run_figures(runs), word_drifts(runs)
+    of_runs, drifts = run_figures(runs, resamples=resamples, seed=seed), word_drifts(runs)
     if not methods and not of_runs:
         raise InputError(
             f"runs={root}: expected finished runs with labelled test slides, got {len(runs)} finished and "
             f"{len(unfinished)} unfinished runs; train first, or finish them"
         )
-    results = [
-        Result(method=method, level=level, metric=name, estimate=estimate)
-        for method in methods
-        for level in LEVELS
-        for name, estimate in bootstrap_interval(
-            method.predictions, level=level, resamples=resamples, seed=seed
-        ).items()
-    ]
+    results = _results(methods, resamples=resamples, seed=seed)
     chosen = reference or (ZEROSHOT if any(method.aggregator == ZEROSHOT for method in methods) else None)
     pairs = [] if chosen is None else [(method, reference_of(method, methods, chosen)) for method in methods]
     comparable = [(a, b) for a, b in pairs if b is not None and _is_comparable(a, b)]
-    comparisons = _compare(comparable, resamples=resamples, seed=seed)
+    comparisons = compare(comparable, resamples=resamples, seed=seed)
     unlabelled = [run.folder.relative_to(root).as_posix() for run in left_out]
     return Summary(
         methods=tuple(methods),
@@ -150,28 +117,23 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
     )
 
 
+def _results(methods: Sequence[Method], *, resamples: int, seed: int) -> list[Result]:
+    found: list[Result] = []
+    for method in methods:
+        for level in LEVELS:
+            across = over_folds(method, level)
+            estimates = bootstrap_interval(method.predictions, level=level, resamples=resamples, seed=seed)
+            found += [
+                Result(method=method, level=level, metric=name, estimate=estimate, over_folds=across.get(name))
+                for name, estimate in estimates.items()
+            ]
+    return found
+
+
 def _is_comparable(method: Method, reference: Method) -> bool:
     """Whether both name the same classes and predicted some of the same slides."""
     first, second = method.predictions, reference.predictions
     return first.classes == second.classes and not set(first.slide_ids).isdisjoint(second.slide_ids)
-
-
-def _compare(pairs: Sequence[tuple[Method, Method]], *, resamples: int, seed: int) -> list[Comparison]:
-    found: list[Comparison] = []
-    for level in LEVELS:
-        differences: defaultdict[str, list[Difference]] = defaultdict(list)
-        for method, reference in pairs:
-            first, second = on_same_slides(method.predictions, reference.predictions)
-            paired = paired_difference(first, second, level=level, resamples=resamples, seed=seed)
-            for name in COMPARED:
-                differences[name].append(paired[name])
-        for name, row in differences.items():
-            adjusted = holm([difference.p for difference in row])
-            found += [
-                Comparison(method=a, reference=b, level=level, metric=name, difference=difference, p_holm=p)
-                for (a, b), difference, p in zip(pairs, row, adjusted, strict=True)
-            ]
-    return found
 
 
 def _warnings(methods: Sequence[Method], unfinished: Sequence[str], unlabelled: Sequence[str]) -> list[str]:
@@ -231,7 +193,7 @@ def results_csv(results: Sequence[Result], of_runs: Sequence[RunFigure] = ()) ->
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     rows = [{**provenance(result.method), **_result_cells(result)} for result in results]
-    rows += [{**provenance(figure), **_run_cells(figure)} for figure in of_runs]
+    rows += [{**provenance(figure), **cells} for figure in of_runs for cells in _run_cells(figure)]
     writer.writerow(rows[0] if rows else ())
     writer.writerows(row.values() for row in rows)
     return stream.getvalue()
@@ -265,24 +227,38 @@ def _result_cells(result: Result) -> dict[str, str]:
         "missing_folds": " ".join(map(str, result.method.missing_folds)),
         "seeds": " ".join(map(str, result.method.seeds)),
         "reason": _text(estimate.reason),
+        **_fold_cells(result.over_folds),
     }
 
 
-def _run_cells(figure: RunFigure) -> dict[str, str]:
-    reason = "mean over runs, each on its own test part; no interval"
-    return {
-        "level": "slide",
-        "metric": _text(figure.metric),
-        "value": _number(figure.mean),
-        "low": "nan",
-        "high": "nan",
-        "n_patients": "",
-        "n_slides": "",
-        "folds": " ".join(map(str, figure.folds)),
-        "missing_folds": " ".join(map(str, figure.missing_folds)),
-        "seeds": "",
-        "reason": reason if figure.values else "not defined in any run",
-    }
+def _run_cells(figure: RunFigure) -> list[dict[str, str]]:
+    """Pooled slides and patients, or the mean over runs where they cannot be pooled."""
+    mean = "mean over runs, each on its own test part; no interval" if figure.values else "not defined in any run"
+    nothing = Estimate(value=figure.mean, low=math.nan, high=math.nan, n_patients=0, n_slides=0, reason=mean)
+    return [
+        {
+            "level": level,
+            "metric": _text(figure.metric),
+            "value": _number(estimate.value),
+            "low": _number(estimate.low),
+            "high": _number(estimate.high),
+            "n_patients": str(estimate.n_patients or ""),
+            "n_slides": str(estimate.n_slides or ""),
+            "folds": " ".join(map(str, figure.folds)),
+            "missing_folds": " ".join(map(str, figure.missing_folds)),
+            "seeds": "",
+            "reason": _text(estimate.reason),
+            **_fold_cells(figure.over_folds if level == "slide" else None),
+        }
+        for level, estimate in (figure.pooled or {"slide": nothing}).items()
+    ]
+
+
+def _fold_cells(across: AcrossFolds | None) -> dict[str, str]:
+    """The mean over folds with its corrected interval; empty cells where there is a single fold."""
+    if across is None:
+        return {"fold_mean": "", "fold_low": "", "fold_high": ""}
+    return {"fold_mean": _number(across.mean), "fold_low": _number(across.low), "fold_high": _number(across.high)}
 
 
 def _number(value: float) -> str:

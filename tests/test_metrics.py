@@ -1,11 +1,13 @@
 """Figures equal scikit-learn's, intervals behave, and what is undefined is never a number."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patients import simulated
 from sklearn import metrics as sk
 
 from feature_extraction.errors import InputError
@@ -227,6 +229,21 @@ def test_ninety_five_percent_intervals_hold_the_truth_about_as_often() -> None:
             held[name] += found[name].low <= truth[name] <= found[name].high
     for name, count in held.items():
         assert 0.87 <= count / 120 <= 0.995, (name, count / 120)
+
+
+def test_intervals_of_patients_hold_the_truth_where_those_of_slides_do_not() -> None:
+    """50 cohorts of 60 patients with up to nine like slides: resampling slides takes likeness for certainty."""
+    large = simulated(10_000, seed=0, most_slides=9)
+    truth = slide_metrics(large.labels, large.probabilities, large.classes)
+    held = dict.fromkeys(("patients", "slides"), 0)
+    for seed in range(1, 51):
+        rows = simulated(60, seed=seed, most_slides=9)
+        as_patients = replace(rows, patient_ids=rows.slide_ids)
+        for name, drawn in (("patients", rows), ("slides", as_patients)):
+            found = bootstrap_interval(drawn, resamples=200, seed=seed)["accuracy"]
+            held[name] += found.low <= truth["accuracy"] <= found.high
+    assert held["patients"] >= 41
+    assert held["slides"] <= 37
 
 
 def _parts(rows: Predictions) -> tuple[np.ndarray, np.ndarray]:

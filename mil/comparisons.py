@@ -1,0 +1,77 @@
+"""How methods differ from their reference, on the same patients and fold by fold."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mil.across_folds import AcrossFolds
+from mil.fold_figures import difference_over_folds
+from mil.intervals import LEVELS, Difference, Level, holm, on_same_slides, paired_difference
+from mil.methods import Method
+
+COMPARED = ("balanced_accuracy", "macro_auc", "macro_f1", "nll", "brier")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One figure of a method minus that of its reference, on the slides both predicted.
+
+    Attributes:
+        method: The first.
+        reference: The second.
+        level: Slides or patients.
+        metric: Name of the figure.
+        difference: With interval and p.
+        p_holm: p adjusted for the number of methods compared in this figure and level.
+        over_folds: The mean difference over folds; None where the two share no two folds.
+        p_holm_over_folds: Its p, adjusted in the same way; nan when undefined.
+    """
+
+    method: Method
+    reference: Method
+    level: Level
+    metric: str
+    difference: Difference
+    p_holm: float
+    over_folds: AcrossFolds | None
+    p_holm_over_folds: float
+
+
+def compare(pairs: Sequence[tuple[Method, Method]], *, resamples: int, seed: int) -> list[Comparison]:
+    """Every compared figure of every (method, reference), at both levels.
+
+    Args:
+        pairs: Methods that name the same classes and predicted some of the same slides.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+    """
+    found: list[Comparison] = []
+    for level in LEVELS:
+        differences: defaultdict[str, list[Difference]] = defaultdict(list)
+        over_folds: defaultdict[str, list[AcrossFolds | None]] = defaultdict(list)
+        for method, reference in pairs:
+            first, second = on_same_slides(method.predictions, reference.predictions)
+            paired = paired_difference(first, second, level=level, resamples=resamples, seed=seed)
+            across = difference_over_folds(method, reference, level)
+            for name in COMPARED:
+                differences[name].append(paired[name])
+                over_folds[name].append(across.get(name))
+        for name, row in differences.items():
+            adjusted = holm([difference.p for difference in row])
+            adjusted_over_folds = holm([np.nan if one is None else one.p for one in over_folds[name]])
+            found += [
+                Comparison(
+                    method=pairs[place][0],
+                    reference=pairs[place][1],
+                    level=level,
+                    metric=name,
+                    difference=difference,
+                    p_holm=adjusted[place],
+                    over_folds=over_folds[name][place],
+                    p_holm_over_folds=adjusted_over_folds[place],
+                )
+                for place, difference in enumerate(row)
+            ]
+    return found
