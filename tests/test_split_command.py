@@ -49,6 +49,7 @@ def test_a_scheme_that_mixes_sites_says_what_that_could_mean(labels: Path, capsy
     said = capsys.readouterr().err
     assert "site and label: Cramér's V 0.37 (p = 0.2)" in said
     assert "scheme=site_preserved or scheme=leave_one_site_out" in said
+    assert "confounded" not in said
     summary = read_json(labels.parent / "splits" / "summary.json")
     assert summary["site_and_label"]["cramers_v"] == pytest.approx(0.36515, abs=1e-5)  # sqrt(chi² / n), chi² = 3.2
 
@@ -72,7 +73,8 @@ def test_a_scheme_of_sites_shows_where_each_is_tested(
 def test_a_site_with_one_class_is_named(labels: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels.write_text(labels.read_text().replace(",y,B,", ",x,B,"))
     run(labels, folds=3)
-    assert "sites with one class only: B (x)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "sites with one class only: B (x); confounded: a model may know the label by the site" in said
 
 
 def test_an_official_column_becomes_a_split_with_val(labels: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,6 +177,16 @@ def test_the_same_slide_file_under_two_names_is_found(labels: Path, tmp_path: Pa
 def test_the_labels_of_every_task_are_known_without_it(path: Path) -> None:
     config = OmegaConf.to_container(OmegaConf.load(path))
     assert label_kind(config) is build_task(config).labels
+
+
+@pytest.mark.parametrize(("scheme", "changes"), [("kfold", {}), ("few_shot", {"shots": 2}), ("leave_one_site_out", {})])
+def test_the_examples_in_the_folder_of_splits_are_what_the_command_makes(
+    scheme: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    demo = CONF.parent / "splits" / "demo"
+    assert run(demo / "labels.csv", scheme=scheme, out=str(tmp_path), **changes) == 0
+    (made,) = tmp_path.glob("*.csv")
+    assert made.read_bytes() == (demo / made.name).read_bytes()
 
 
 def test_the_command_loads_no_torch() -> None:

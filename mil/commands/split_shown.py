@@ -56,10 +56,11 @@ def say_sites(console: Console, table: SplitTable, association: SiteAssociation,
     alone = ", ".join(f"{site} ({label})" for site, label in association.one_class.items())
     said = f"site and label: Cramér's V {association.cramers_v:.2f} (p = {association.p_value:.2g})"
     said += f"; sites with one class only: {alone}" if alone else ""
+    said += "; confounded: a model may know the label by the site" if association.is_confounded else ""
     if not keeps_sites:
         said += (
-            "; this split mixes sites, so a model may know the label by the site: scheme=site_preserved or "
-            "scheme=leave_one_site_out test on sites that it has not seen"
+            "; this split mixes sites: scheme=site_preserved or scheme=leave_one_site_out test on sites not seen in "
+            "training"
         )
     console.print(said, soft_wrap=True, markup=False)
 
