@@ -48,7 +48,11 @@ def monte_carlo(drawing: Drawing) -> Drawn:
 
 
 def few_shot(drawing: Drawing) -> Drawn:
-    """The test parts of ``kfold``, and the first of each class's training patients, in an order of their own."""
+    """The test parts of ``kfold``, and the first of each class's training patients, in an order of their own.
+
+    Raises:
+        InputError: A class has fewer training patients than that.
+    """
     folds = kfold(drawing).folds
     return Drawn(folds=tuple(_few(parts, drawing, fold) for fold, parts in enumerate(folds)))
 

@@ -12,7 +12,11 @@ from mil.sites import patients_of
 
 
 def site_preserved(drawing: Drawing) -> Drawn:
-    """Whole sites in one fold, every class as even as they allow (`mil.site_balance`); val is of the training sites."""
+    """Whole sites in one fold, every class as even as they allow (`mil.site_balance`); val is of the training sites.
+
+    Raises:
+        InputError: Fewer sites than folds, or than folds that can each test every class.
+    """
     settings = drawing.settings
     names = sorted(set(drawing.sites.values()))
     if len(names) < settings.folds:
@@ -32,7 +36,11 @@ def site_preserved(drawing: Drawing) -> Drawn:
 
 
 def leave_one_site_out(drawing: Drawing) -> Drawn:
-    """One fold a site, in the order of their names; val is of the training sites."""
+    """One fold a site, in the order of their names; val is of the training sites.
+
+    Raises:
+        InputError: One site only, or a class that is at one site only.
+    """
     names = sorted(set(drawing.sites.values()))
     if len(names) < 2:
         raise InputError(

@@ -24,20 +24,32 @@ Pairs = tuple[tuple[str, str], ...]
 
 
 def read_clam(source: Path) -> GivenSplit:
-    """CLAM: a folder of ``splits_<k>.csv`` or ``splits_<k>_bool.csv``, or one such file."""
+    """CLAM: a folder of ``splits_<k>.csv`` or ``splits_<k>_bool.csv``, or one such file.
+
+    Raises:
+        InputError: No such files, or a fold is missing.
+    """
     paths = _numbered(source, r"splits_(\d+)\.csv", r"splits_(\d+)_bool\.csv")
     return GivenSplit(source=str(source), folds=tuple(_columns(path)[0] for path in paths))
 
 
 def read_six_column(source: Path) -> GivenSplit:
-    """A folder of ``fold<k>.csv`` with ``train,train_label,val,val_label,test,test_label``, or one such file."""
+    """A folder of ``fold<k>.csv`` with ``train,train_label,val,val_label,test,test_label``, or one such file.
+
+    Raises:
+        InputError: No such files, or a fold is missing.
+    """
     read = [_columns(path) for path in _numbered(source, r"(?:.*\D)?(\d+)\.csv")]
     labels = {name: label for _, given in read for name, label in given.items()}
     return GivenSplit(source=str(source), folds=tuple(pairs for pairs, _ in read), labels=labels)
 
 
 def read_patho_bench(source: Path) -> GivenSplit:
-    """Patho-Bench: ``k=all.tsv`` or a task's folder; rows without a label are not used, as there."""
+    """Patho-Bench: ``k=all.tsv`` or a task's folder; rows without a label are not used, as there.
+
+    Raises:
+        InputError: No such file, or a cell that names no part.
+    """
     path = source / "k=all.tsv" if source.is_dir() else source
     columns, lines = read_rows(path, delimiter="," if path.suffix == ".csv" else "\t")
     folds = sorted((name for name in columns if re.fullmatch(r"fold_\d+", name)), key=lambda name: int(name[5:]))
@@ -65,7 +77,11 @@ def read_patho_bench(source: Path) -> GivenSplit:
 
 
 def read_stamp(source: Path) -> GivenSplit:
-    """STAMP: ``splits.json``, or the folder of a cross-validation."""
+    """STAMP: ``splits.json``, or the folder of a cross-validation.
+
+    Raises:
+        InputError: No such file.
+    """
     path = source / "splits.json" if source.is_dir() else source
     try:
         content: object = json.loads(path.read_text(encoding="utf-8"))

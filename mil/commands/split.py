@@ -55,6 +55,8 @@ def run(config: DictConfig) -> int:
             "sha256": table.sha256(),
             "scheme": table.scheme,
             "shots": table.shots,
+            "from": config["from"],
+            "official": config.official,
             "seed": int(config.seed),
             "slide_is_patient": bool(config.slide_is_patient),
             "patients": len({row.patient_id for row in table.rows}),
