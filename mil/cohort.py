@@ -9,7 +9,7 @@ from pathlib import Path
 from feature_extraction.errors import InputError
 from mil.labels import ONE_CLASS, LabelKind
 
-NOT_A_VALUE = frozenset({"", "na", "n/a", "nan", "none", "null"})
+NOT_A_VALUE = frozenset({"", "#n/a", "<na>", "[not available]", "n/a", "na", "nan", "none", "null"})
 """Cells (lower case) that spreadsheets and scripts leave where a value is missing; never an id or a class."""
 
 
@@ -78,15 +78,19 @@ def read_labels(path: Path, *, slide_is_patient: bool = False, kind: LabelKind =
     return Cohort(rows=rows)
 
 
-def read_rows(path: Path) -> tuple[tuple[str, ...], dict[int, dict[str, str]]]:
+def read_rows(path: Path, *, delimiter: str = ",") -> tuple[tuple[str, ...], dict[int, dict[str, str]]]:
     """The column names of a CSV, and line number to cells; every cell is text without blanks around it.
+
+    Args:
+        path: The table.
+        delimiter: Between cells.
 
     Raises:
         InputError: No such file, not a UTF-8 CSV, no row, or a row of another length than the header.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
+            reader = csv.reader(stream, delimiter=delimiter, strict=True)
             header = tuple(cell.strip() for cell in next(reader, []))
             lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if line]
     except (OSError, UnicodeDecodeError, csv.Error) as error:

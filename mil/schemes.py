@@ -1,36 +1,54 @@
-"""How a split is drawn: patients into folds, validation patients out of training, a few of them for few-shot."""
+"""How a split is drawn: the schemes by name, what each needs, and the table they give."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-import numpy as np
-from sklearn.model_selection import StratifiedKFold
-from sklearn.utils import check_random_state
 
 from feature_extraction.errors import InputError
 from mil.cohort import Cohort, listed
+from mil.draws import Drawing, Drawn, SplitSettings, by_class
 from mil.labels import ONE_CLASS, LabelKind
-from mil.splits import FEW_SHOT, KFOLD, SplitRow, SplitTable, check_split, make_table
-
-SCHEMES = (KFOLD, FEW_SHOT)
-MOST_SHOTS_WITHOUT_VAL = 4
-"""A few-shot training part this small has no val: choosing on more labels than one trains on is not few-shot."""
+from mil.schemes_of_patients import few_shot, kfold, monte_carlo, repeated_kfold
+from mil.schemes_of_sites import leave_one_site_out, site_preserved
+from mil.sites import site_groups
+from mil.split_guards import check_split
+from mil.split_table import (
+    FEW_SHOT,
+    KFOLD,
+    LEAVE_ONE_SITE_OUT,
+    MONTE_CARLO,
+    REPEATED_KFOLD,
+    SITE_PRESERVED,
+    SplitTable,
+    table_of,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Drawing:
-    """What determines every draw.
+class Scheme:
+    """One way to draw.
 
     Attributes:
-        seed: Of the split.
-        folds: How many.
-        val_fraction: Share of each class's training patients that becomes val.
+        draw: Does it.
+        uses: Settings that this scheme has a use for and others have not.
+        has_folds: Whether every patient is test in one of ``folds`` parts, so that each class needs that many.
+        is_of_sites: Whether sites stay whole.
     """
 
-    seed: int
-    folds: int
-    val_fraction: float
+    draw: Callable[[Drawing], Drawn]
+    uses: tuple[str, ...] = ()
+    has_folds: bool = True
+    is_of_sites: bool = False
+
+
+SCHEMES: Mapping[str, Scheme] = {
+    KFOLD: Scheme(draw=kfold),
+    REPEATED_KFOLD: Scheme(draw=repeated_kfold, uses=("repeats",)),
+    MONTE_CARLO: Scheme(draw=monte_carlo, uses=("test_fraction",), has_folds=False),
+    FEW_SHOT: Scheme(draw=few_shot, uses=("shots",)),
+    SITE_PRESERVED: Scheme(draw=site_preserved, is_of_sites=True),
+    LEAVE_ONE_SITE_OUT: Scheme(draw=leave_one_site_out, has_folds=False, is_of_sites=True),
+}
+"""To add a scheme: a function of a `Drawing`, and an entry here."""
 
 
 def make_split(
@@ -43,119 +61,92 @@ def make_split(
     val_fraction: float = 0.2,
     kind: LabelKind = ONE_CLASS,
 ) -> SplitTable:
-    """Draw a split; the same cohort, in any order of rows, and the same seed give the same split.
-
-    ``kfold``: each patient is test in exactly one fold; every class is spread evenly; val is taken from the others,
-    class by class. ``few_shot``: the test parts of ``kfold`` with the same seed, ``shots`` training patients per class
-    drawn from its train part (those of 2 shots contain those of 1), and its val part, or none up to 4 shots. Labels
-    that are not one class are spread evenly by the groups that their kind makes of them, in ``kfold`` only.
+    """Draw a split with the usual settings: `draw_split` without its note.
 
     Raises:
-        InputError: Unknown scheme, a setting out of range, or too few patients of a class.
+        InputError: As `draw_split`.
     """
-    _require_settings(scheme, folds, seed, shots, val_fraction)
-    if scheme == FEW_SHOT and kind.fewest_names < 2:
+    settings = SplitSettings(scheme=scheme, folds=folds, seed=seed, shots=shots, val_fraction=val_fraction)
+    return draw_split(cohort, settings, kind=kind)[0]
+
+
+def draw_split(cohort: Cohort, settings: SplitSettings, *, kind: LabelKind = ONE_CLASS) -> tuple[SplitTable, str]:
+    """Draw a split, and what people should know of it (empty for nothing).
+
+    The same cohort, in any order of rows, and the same seed give the same split. Val is a share of each class's
+    patients that are not test. Labels that are not one class are spread evenly by the groups that their kind makes of
+    them; ``few_shot`` is for classes only.
+
+    Raises:
+        InputError: Unknown scheme, a setting out of range or of no use, too few patients of a class, or no such split.
+    """
+    _require_settings(settings)
+    if settings.scheme == FEW_SHOT and kind.fewest_names < 2:
         raise InputError("scheme=few_shot: draws patients of each class, and these labels are not one class; use kfold")
+    scheme = SCHEMES[settings.scheme]
+    fewest = _fewest(settings)
     given = cohort.labels_of_patients()
-    labels, groups = kind.strata(given, _fewest(folds)), kind.groups(given, _fewest(folds))
-    _require_patients(labels, folds, kind)
-    drawing = _Drawing(seed=seed, folds=folds, val_fraction=val_fraction)
-    assigned = _kfold(labels, groups, drawing)
-    if shots is not None:
-        assigned = [_few_shot(parts, labels, fold, shots, seed) for fold, parts in enumerate(assigned)]
-    rows = (
-        SplitRow(
-            patient_id=row.patient_id,
-            slide_id=row.slide_id,
-            label=row.label,
-            site=row.site,
-            parts=tuple(parts[row.patient_id] for parts in assigned),
+    labels = kind.strata(given, fewest)
+    _require_patients(labels, settings, kind)
+    drawn = scheme.draw(
+        Drawing(
+            settings=settings,
+            labels=labels,
+            groups=kind.groups(given, fewest),
+            names={patient: kind.required(label) for patient, label in given.items()},
+            sites=site_groups(cohort) if scheme.is_of_sites else {},
+            kind=kind,
         )
-        for row in cohort.rows
     )
-    table = make_table(rows, scheme=scheme, shots=shots)
+    parts = [{row.slide_id: fold[row.patient_id] for row in cohort.rows} for fold in drawn.folds]
+    table = table_of(cohort, parts, scheme=settings.scheme, shots=settings.shots)
     check_split(table, cohort=cohort, kind=kind)
-    return table
+    return table, drawn.note
 
 
-def _require_settings(scheme: str, folds: int, seed: int, shots: int | None, val_fraction: float) -> None:
-    if scheme not in SCHEMES:
-        raise InputError(f"scheme={scheme}: expected one of {', '.join(SCHEMES)}")
-    if folds < 2:
-        raise InputError(f"folds={folds}: expected at least 2")
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed={seed}: expected 0 to 4294967295")
-    if not 0 < val_fraction < 1:
-        raise InputError(f"val_fraction={val_fraction}: expected a share between 0 and 1")
-    if scheme == FEW_SHOT and (shots is None or shots < 1):
-        raise InputError(f"shots={shots}: expected the number of training patients per class, 1 or more")
-    if scheme == KFOLD and shots is not None:
-        raise InputError(f"shots={shots}: kfold uses every label; leave shots out, or set scheme=few_shot")
+def _require_settings(settings: SplitSettings) -> None:
+    name = settings.scheme
+    if name not in SCHEMES:
+        raise InputError(f"scheme={name}: expected one of {', '.join(SCHEMES)}")
+    if not 0 <= settings.seed < 2**32:
+        raise InputError(f"seed={settings.seed}: expected 0 to 4294967295")
+    if name == FEW_SHOT and settings.shots is None:
+        raise InputError("shots=None: expected the number of training patients per class, 1 or more")
+    fewest = {"folds": 1 if name == MONTE_CARLO else 2, "shots": 1, "repeats": 1}
+    for key, value in (("folds", settings.folds), ("shots", settings.shots), ("repeats", settings.repeats)):
+        if value is not None and value < fewest[key]:
+            raise InputError(f"{key}={value}: expected at least {fewest[key]}")
+    for key, value in (("val_fraction", settings.val_fraction), ("test_fraction", settings.test_fraction)):
+        if value is not None and not 0 < value < 1:
+            raise InputError(f"{key}={value}: expected a share between 0 and 1")
+    _require_use(settings)
 
 
-def _fewest(folds: int) -> int:
+def _require_use(settings: SplitSettings) -> None:
+    given = {"shots": settings.shots, "repeats": settings.repeats, "test_fraction": settings.test_fraction}
+    idle = [key for key, value in given.items() if value is not None and key not in SCHEMES[settings.scheme].uses]
+    for key in idle:
+        users = [name for name, scheme in SCHEMES.items() if key in scheme.uses]
+        raise InputError(
+            f"{key}={given[key]}: {settings.scheme} has no use for it; leave {key} out, or set scheme={listed(users)}"
+        )
+
+
+def _fewest(settings: SplitSettings) -> int:
     """Patients of each class: one in every test part, and one each left for train and val."""
-    return 4 if folds == 2 else folds
+    if not SCHEMES[settings.scheme].has_folds:
+        return 3
+    return 4 if settings.folds == 2 else settings.folds
 
 
-def _require_patients(labels: Mapping[str, str], folds: int, kind: LabelKind) -> None:
-    needed = _fewest(folds)
-    counts = {name: len(patients) for name, patients in _by_class(labels).items()}
+def _require_patients(labels: Mapping[str, str], settings: SplitSettings, kind: LabelKind) -> None:
+    needed = _fewest(settings)
+    counts = {name: len(patients) for name, patients in by_class(labels).items()}
     few = [f"{name} ({count})" for name, count in counts.items() if count < needed]
     if few:
+        remedy = "use fewer folds" if SCHEMES[settings.scheme].has_folds else "leave the class out"
         raise InputError(
-            f"folds={folds}: expected {needed} or more patients of each class, got {listed(few)}; use fewer folds"
+            f"folds={settings.folds}: expected {needed} or more patients of each class, got {listed(few)}; {remedy}"
         )
     if len(counts) < kind.fewest_names:
         raise InputError(f"labels: expected at least two classes, got {listed(counts)}")
-
-
-def _kfold(labels: Mapping[str, str], groups: Mapping[str, str], drawing: _Drawing) -> list[dict[str, str]]:
-    """Patient to part, one mapping a fold; val is drawn from each group, however small."""
-    patients = np.array(list(labels))
-    classes = np.array(list(labels.values()))
-    folds = StratifiedKFold(drawing.folds, shuffle=True, random_state=drawing.seed)
-    assigned: list[dict[str, str]] = []
-    for fold, (_, test) in enumerate(folds.split(patients, classes)):
-        parts = {**dict.fromkeys(labels, "train"), **dict.fromkeys(patients[test].tolist(), "test")}
-        for name in _val_patients({key: groups[key] for key in labels if parts[key] == "train"}, fold, drawing):
-            parts[name] = "val"
-        assigned.append(parts)
-    return assigned
-
-
-def _val_patients(labels: Mapping[str, str], fold: int, drawing: _Drawing) -> list[str]:
-    """A share of each class, at least one patient in val and one left in train."""
-    chosen: list[str] = []
-    for number, patients in enumerate(_by_class(labels).values()):
-        size = min(max(round(drawing.val_fraction * len(patients)), 1), len(patients) - 1)
-        chosen += _drawn(patients, (drawing.seed, fold, number, 0))[:size]
-    return chosen
-
-
-def _few_shot(parts: Mapping[str, str], labels: Mapping[str, str], fold: int, shots: int, seed: int) -> dict[str, str]:
-    """Keep the first ``shots`` of each class's training patients, in an order that does not depend on ``shots``."""
-    stay = ("test", "val") if shots > MOST_SHOTS_WITHOUT_VAL else ("test",)
-    kept = {name: part for name, part in parts.items() if part in stay}
-    training = {name: label for name, label in labels.items() if parts[name] == "train"}
-    for number, (label, patients) in enumerate(_by_class(training).items()):
-        if len(patients) < shots:
-            raise InputError(
-                f"shots={shots}: fold {fold} has {len(patients)} training patients of class {label}; use fewer shots"
-            )
-        kept |= dict.fromkeys(_drawn(patients, (seed, fold, number, 1))[:shots], "train")
-    return {name: kept.get(name, "") for name in parts}
-
-
-def _by_class(labels: Mapping[str, str]) -> dict[str, list[str]]:
-    """Class to its patients, both sorted."""
-    patients: defaultdict[str, list[str]] = defaultdict(list)
-    for name, label in sorted(labels.items()):
-        patients[label].append(name)
-    return dict(sorted(patients.items()))
-
-
-def _drawn(patients: Sequence[str], key: tuple[int, ...]) -> list[str]:
-    """The patients in an order of their own for each key."""
-    state = int(np.random.SeedSequence(key).generate_state(1)[0])
-    return [str(patients[int(place)]) for place in check_random_state(state).permutation(len(patients))]

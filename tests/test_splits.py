@@ -22,7 +22,7 @@ from mil.splits import PARTS, SplitRow, SplitTable, check_split, find_faults, ma
 
 # OmegaConf's own annotations are what beartype warns of.
 command_test = pytest.mark.filterwarnings("ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
-MANY = settings(max_examples=220, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def _random_cohort(number: int, fewest: int) -> Cohort:
@@ -72,7 +72,7 @@ def test_kfold_is_disjoint_complete_stratified_and_tests_each_patient_once(
     assert find_faults(table, cohort=cohort) == ()
 
 
-@settings(MANY, max_examples=100)
+@settings(MANY, max_examples=30)
 @given(number=NUMBERS, seed=st.integers(0, 10_000))
 def test_few_shot_is_nested_and_has_the_test_parts_of_kfold(number: int, seed: int) -> None:
     cohort = _random_cohort(number, 9)
@@ -99,7 +99,7 @@ def test_few_shot_is_nested_and_has_the_test_parts_of_kfold(number: int, seed: i
         assert find_faults(table, cohort=cohort) == ()
 
 
-@settings(MANY, max_examples=50)
+@settings(MANY, max_examples=25)
 @given(number=NUMBERS, seed=st.integers(0, 100))
 def test_the_order_of_rows_changes_nothing(number: int, seed: int) -> None:
     cohort = _random_cohort(number, 5)

@@ -1,40 +1,52 @@
-"""`promptmil split`: a labels table -> patient-disjoint folds, as a file to review and commit."""
+"""`promptmil split`: a labels table -> patient-disjoint folds, as a file to review; others' split files in and out."""
 
-from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from feature_extraction.errors import InputError
-from feature_extraction.files import publish_json
-from mil.cohort import read_labels
+from feature_extraction.files import publish_json, publish_text
+from mil.cohort import Cohort, listed, read_labels
 from mil.commands import settings
-from mil.labels import LabelKind
-from mil.schemes import make_split
-from mil.splits import PARTS, SplitTable, split_name, write_split
-from mil.task import build_task
+from mil.commands.split_shown import association_shown, part_counts, say_parts, say_sites
+from mil.draws import SplitSettings
+from mil.labels import NUMBER, ONE_CLASS, SEVERAL_CLASSES, TIME_TO_EVENT, LabelKind
+from mil.schemes import SCHEMES, draw_split
+from mil.sites import site_association
+from mil.split_files import READERS, WRITERS
+from mil.split_fixed import ValDrawing, fix_split, read_official
+from mil.split_guards import check_split, refuse
+from mil.split_table import OFFICIAL, SplitTable
+from mil.splits import read_split, split_name, write_split
+from mil.twins import find_twins, read_contents
+
+_LABELS_OF_TASKS = {
+    "mil.tasks.binary.Binary": ONE_CLASS,
+    "mil.tasks.classification.Classification": ONE_CLASS,
+    "mil.tasks.cox.Cox": TIME_TO_EVENT,
+    "mil.tasks.hazard.DiscreteHazard": TIME_TO_EVENT,
+    "mil.tasks.multilabel.Multilabel": SEVERAL_CLASSES,
+    "mil.tasks.ordinal.Ordinal": ONE_CLASS,
+    "mil.tasks.regression.Regression": NUMBER,
+}
+"""What our tasks say of their labels. Asking them would load torch, for seconds; a task that is not here is asked."""
 
 
 def run(config: DictConfig) -> int:
-    """Draw a split and write it; returns the exit code."""
-    kind = build_task(settings.plain(config.task)).labels
+    """Draw a split, or take one over, and write it; returns the exit code."""
+    kind = label_kind(settings.plain(config.task))
     cohort = read_labels(Path(config.labels), slide_is_patient=bool(config.slide_is_patient), kind=kind)
-    table = make_split(
-        cohort,
-        scheme=str(config.scheme),
-        folds=int(config.folds),
-        seed=int(config.seed),
-        shots=None if config.shots is None else int(config.shots),
-        val_fraction=float(config.val_fraction),
-        kind=kind,
-    )
+    if config.to is not None:
+        return _hand_over(config, cohort, kind)
+    table, note = _made(config, cohort, kind)
+    notes = [note, *_twins(config, cohort), *_unused(table)]
     path = _target(Path(config.out), table)
-    _require_same(path, table)
+    _require_same(path, table.to_csv(), "split")
     write_split(table, path)
-    counts = [_counts(table, fold, part, kind) for fold in range(table.n_folds) for part in (*PARTS, "")]
+    counts = part_counts(table, kind)
+    association = site_association(cohort, kind)
     publish_json(
         path.parent / "summary.json",
         {
@@ -43,15 +55,119 @@ def run(config: DictConfig) -> int:
             "sha256": table.sha256(),
             "scheme": table.scheme,
             "shots": table.shots,
+            "from": config["from"],
+            "official": config.official,
             "seed": int(config.seed),
             "slide_is_patient": bool(config.slide_is_patient),
             "patients": len({row.patient_id for row in table.rows}),
             "slides": len(table.rows),
             "parts": counts,
+            "notes": [said for said in notes if said],
+            "site_and_label": association and association_shown(association),
         },
     )
-    _say(table, path, counts)
+    console = Console(stderr=True)
+    say_parts(console, counts)
+    if association is not None:
+        say_sites(console, table, association, kind)
+    for said in filter(None, notes):
+        console.print(said, soft_wrap=True, markup=False)
+    console.print(f"{table.n_folds} folds, sha256 {table.sha256()[:12]} -> {path}", soft_wrap=True, markup=False)
     return 0
+
+
+def label_kind(task: Mapping[str, object]) -> LabelKind:
+    """What a label is to a task, without loading torch where that is known."""
+    known = _LABELS_OF_TASKS.get(str(task.get("_target_")))
+    if known is not None:
+        return known
+    from mil.task import build_task
+
+    return build_task(task).labels
+
+
+def _made(config: DictConfig, cohort: Cohort, kind: LabelKind) -> tuple[SplitTable, str]:
+    """The table, and what people should know of it."""
+    val = ValDrawing(seed=int(config.seed), fraction=float(config.val_fraction))
+    _require_known("from", config["from"])
+    if config["from"] is not None:
+        given = READERS[config["from"]](_source(config))
+        return fix_split(cohort, given, scheme=config["from"], val=val, kind=kind)
+    if (config.scheme == OFFICIAL) != (config.official is not None):
+        raise InputError(
+            f"scheme={config.scheme}, official={config.official}: an official split needs both: scheme=official, and "
+            "official= the column of the labels table with train, val, test, or a .csv"
+        )
+    if config.scheme == OFFICIAL:
+        return fix_split(cohort, read_official(Path(config.labels), str(config.official)), val=val, kind=kind)
+    if config.scheme not in SCHEMES:
+        raise InputError(f"scheme={config.scheme}: expected one of {', '.join((*SCHEMES, OFFICIAL))}")
+    asked = SplitSettings(
+        scheme=str(config.scheme),
+        folds=int(config.folds),
+        seed=int(config.seed),
+        val_fraction=float(config.val_fraction),
+        shots=None if config.shots is None else int(config.shots),
+        repeats=None if config.repeats is None else int(config.repeats),
+        test_fraction=None if config.test_fraction is None else float(config.test_fraction),
+    )
+    return draw_split(cohort, asked, kind=kind)
+
+
+def _hand_over(config: DictConfig, cohort: Cohort, kind: LabelKind) -> int:
+    """Write our split for another tool; returns the exit code."""
+    _require_known("to", config.to)
+    if config["from"] is not None:
+        raise InputError(f"from={config['from']}, to={config.to}: give one of them; take over first, then hand on")
+    if config.to == "six_column" and kind.fewest_names < 2:
+        raise InputError("to=six_column: it numbers the classes, and these labels are not one class; use patho_bench")
+    source = _source(config)
+    table = read_split(source, kind=kind)
+    check_split(table, cohort=cohort, kind=kind)
+    files = WRITERS[config.to](table)
+    folder = Path(config.out)
+    for name, text in files.items():
+        _require_same(folder / name, text, "split for that tool")
+    for name, text in files.items():
+        publish_text(folder / name, text)
+    publish_json(
+        folder / "summary.json",
+        {"command": "split", "to": config.to, "split": source.name, "sha256": table.sha256(), "files": sorted(files)},
+    )
+    said = f"{table.n_folds} folds, sha256 {table.sha256()[:12]} -> {folder} ({', '.join(sorted(files))})"
+    Console(stderr=True).print(said, soft_wrap=True, markup=False)
+    return 0
+
+
+def _require_known(key: str, tool: str | None) -> None:
+    if tool is not None and tool not in READERS:
+        raise InputError(f"{key}={tool}: expected one of {', '.join(READERS)}")
+
+
+def _source(config: DictConfig) -> Path:
+    if config.source is None:
+        raise InputError("from=… and to=… need source=…: the file or folder to read")
+    return Path(config.source)
+
+
+def _twins(config: DictConfig, cohort: Cohort) -> list[str]:
+    """Refuse one slide under the ids of two patients; what else is worth knowing."""
+    if config.check_slides is None:
+        return []
+    contents = read_contents(Path(config.check_slides), [row.slide_id for row in cohort.rows])
+    faults, notes = find_twins(cohort.rows, contents)
+    refuse(faults, f"check_slides={config.check_slides}")
+    compared = len(cohort.rows) - len(contents.unread)
+    return [*notes, f"{compared} of {len(cohort.rows)} slides compared by content{_ids(', not ', contents.unread)}"]
+
+
+def _unused(table: SplitTable) -> list[str]:
+    idle = [row.slide_id for row in table.rows if not any(row.parts)]
+    return [f"{len(idle)} slides are in no part of any fold{_ids(': ', idle)}"] if idle else []
+
+
+def _ids(before: str, slide_ids: Sequence[str]) -> str:
+    return before + listed(slide_ids) if slide_ids else ""
 
 
 def _target(out: Path, table: SplitTable) -> Path:
@@ -59,41 +175,14 @@ def _target(out: Path, table: SplitTable) -> Path:
     return out if out.suffix == ".csv" else out / f"{split_name(table)}.csv"
 
 
-def _require_same(path: Path, table: SplitTable) -> None:
+def _require_same(path: Path, text: str, what: str) -> None:
     """Refuse to replace a split by another one: results that were made with it would lose their folds."""
     try:
         present = path.read_bytes()
     except FileNotFoundError:
         return
-    if present != table.to_csv().encode():
+    if present != text.encode():
         raise InputError(
-            f"out={path}: holds another split than this one ({table.sha256()[:12]}…); give another out=…, or "
-            "delete the file if nothing was trained with it"
+            f"out={path}: holds another {what} than this one; give another out=…, or delete the file if nothing was "
+            "trained with it"
         )
-
-
-def _counts(table: SplitTable, fold: int, part: str, kind: LabelKind) -> dict[str, object]:
-    """Patients and slides of a part, and its patients of each class; the part is empty for what a fold leaves out."""
-    named = {row.patient_id: kind.required(row.label) for row in table.rows}
-    rows = table.part(fold, part) if part else table.unused(fold)
-    patients = {row.patient_id for row in rows}
-    of_class = Counter(name for patient in patients for name in named[patient])
-    return {
-        "fold": fold,
-        "part": part or "unused",
-        "patients": len(patients),
-        "slides": len(rows),
-        "classes": {name: of_class[name] for name in sorted({n for names in named.values() for n in names})},
-    }
-
-
-def _say(table: SplitTable, path: Path, counts: list[dict[str, object]]) -> None:
-    console = Console(stderr=True)
-    shown = Table("fold", "part", "patients", "slides", "patients of each class", box=None)
-    for row in counts:
-        classes = row["classes"]
-        if row["slides"] and isinstance(classes, dict):
-            per_class = ", ".join(f"{name} {count}" for name, count in classes.items())
-            shown.add_row(str(row["fold"]), str(row["part"]), str(row["patients"]), str(row["slides"]), Text(per_class))
-    console.print(shown)
-    console.print(f"{table.n_folds} folds, sha256 {table.sha256()[:12]} -> {path}", soft_wrap=True, markup=False)
