@@ -17,13 +17,13 @@ from scipy.special import softmax
 from feature_extraction.store import FeatureFile
 from mil.across_folds import across_folds
 from mil.cohort import read_labels
+from mil.confounding import confounding
 from mil.intervals import Figures, bootstrap_figures, bootstrap_interval, patient_draws
 from mil.metrics import Predictions, by_patient, slide_metrics
 from mil.metrics_regression import weighted_regression
 from mil.metrics_survival import weighted_concordance
 from mil.readable import interval_text
 from mil.trust.conformal import Score, calibrate, coverage_band, prediction_sets
-from mil.trust.confounding import confounding
 from mil.trust.robustness import robustness_index
 from mil.trust.sites import site_predictability
 

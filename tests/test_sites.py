@@ -9,8 +9,8 @@ from scipy.stats import chi2_contingency
 from sklearn.metrics import accuracy_score
 
 from feature_extraction.errors import InputError
+from mil.confounding import confounding, require_separable
 from mil.metrics import by_patient
-from mil.trust.confounding import confounding, require_separable
 from mil.trust.robustness import robustness_index
 from mil.trust.sites import leave_site_out_gap, site_predictability
 

@@ -502,10 +502,10 @@ def test_the_association_of_site_and_label_is_that_of_the_textbook() -> None:
     assert site_association(_two_sites(("A", "x"), ("A", "y")), ONE_CLASS) is None
     none = site_association(_two_sites(*BALANCED), ONE_CLASS)
     assert none is not None
-    assert (none.cramers_v, none.p_value, none.one_class, none.is_confounded) == (0, 1, {}, False)
+    assert (none.cramers_v, none.p_value, none.one_class_sites, none.reason) == (0, 1, {}, "")
     full = site_association(_two_sites(("A", "x"), ("B", "y")), ONE_CLASS)
     assert full is not None
     assert full.cramers_v == pytest.approx(1)
     assert full.p_value == pytest.approx(0.000532, rel=0.01)  # chi² = 12 with one degree of freedom
-    assert full.one_class == {"A": "x", "B": "y"}
-    assert full.is_confounded
+    assert full.one_class_sites == {"A": "x", "B": "y"}
+    assert full.reason

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mil.confounding import Confounding
 from mil.labels import LabelKind
-from mil.sites import SiteAssociation
 from mil.split_table import LEAVE_ONE_SITE_OUT, PARTS, SITE_PRESERVED, SplitRow, SplitTable
 
 
@@ -23,12 +23,12 @@ def part_counts(table: SplitTable, kind: LabelKind) -> list[dict[str, object]]:
     ]
 
 
-def association_shown(association: SiteAssociation) -> dict[str, object]:
+def association_shown(association: Confounding) -> dict[str, object]:
     """For ``summary.json``."""
     return {
         "cramers_v": association.cramers_v,
         "p_value": association.p_value,
-        "sites_with_one_class": association.one_class,
+        "sites_with_one_class": association.one_class_sites,
     }
 
 
@@ -41,7 +41,7 @@ def say_parts(console: Console, counts: Sequence[dict[str, object]]) -> None:
     console.print(shown)
 
 
-def say_sites(console: Console, table: SplitTable, association: SiteAssociation, kind: LabelKind) -> None:
+def say_sites(console: Console, table: SplitTable, association: Confounding, kind: LabelKind) -> None:
     """How site and label go together; with whole sites in one fold one row a site, else what that could mean."""
     keeps_sites = table.scheme in (SITE_PRESERVED, LEAVE_ONE_SITE_OUT)
     if keeps_sites:
@@ -53,10 +53,10 @@ def say_sites(console: Console, table: SplitTable, association: SiteAssociation,
             row = _counts(rows, names, kind)
             shown.add_row(Text(site), ", ".join(folds), str(row["patients"]), str(row["slides"]), _classes(row))
         console.print(shown)
-    alone = ", ".join(f"{site} ({label})" for site, label in association.one_class.items())
+    alone = ", ".join(f"{site} ({label})" for site, label in association.one_class_sites.items())
     said = f"site and label: Cramér's V {association.cramers_v:.2f} (p = {association.p_value:.2g})"
     said += f"; sites with one class only: {alone}" if alone else ""
-    said += "; confounded: a model may know the label by the site" if association.is_confounded else ""
+    said += "; confounded: a model may know the label by the site" if association.reason else ""
     if not keeps_sites:
         said += (
             "; this split mixes sites: scheme=site_preserved or scheme=leave_one_site_out test on sites not seen in "

@@ -43,7 +43,7 @@ def robustness_index(
     """``SO / (SO + OS)`` over the k nearest rows of other groups by cosine (de Jong et al. 2025; Koemen et al. 2025).
 
     Neighbours that share both or neither say nothing and do not count. Read it only where each class comes from each
-    site about as often (`mil.trust.confounding`).
+    site about as often (`mil.confounding`).
 
     Args:
         vectors: Of tiles or slides.

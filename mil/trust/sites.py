@@ -49,7 +49,7 @@ def site_predictability(
 ) -> SitePredictability:
     """AUC of a logistic regression from standardised mean vectors to the site, patients kept together (Howard 2021).
 
-    Where site and class go together the class tells the site too: read it with `mil.trust.confounding`.
+    Where site and class go together the class tells the site too: read it with `mil.confounding`.
 
     Args:
         vectors: Means of the tile vectors of each slide.

@@ -1,9 +1,13 @@
 """Whether site and class go together so closely that nothing may be corrected by site."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+from jaxtyping import Int64
+from scipy.stats import chi2_contingency
 from scipy.stats.contingency import association
 
 from feature_extraction.errors import InputError
@@ -22,14 +26,16 @@ class Confounding:
         sites: Names, sorted.
         classes: Names, sorted.
         counts: Patients by site and class.
-        one_class_sites: Sites whose patients are all of one class, where there are several classes.
+        one_class_sites: Site to its class, for sites whose patients are all of one, where there are several classes.
+        p_value: Of the chi-square test of independence, not corrected for small tables; nan as above.
     """
 
     cramers_v: float
     sites: tuple[str, ...]
     classes: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
-    one_class_sites: tuple[str, ...]
+    one_class_sites: dict[str, str]
+    p_value: float
 
     @property
     def reason(self) -> str:
@@ -61,14 +67,21 @@ def confounding(sites: Sequence[str], labels: Sequence[str], patient_ids: Sequen
     counts = np.zeros((len(site_names), len(class_names)), dtype=np.int64)
     np.add.at(counts, (rows, columns), 1)
     is_defined = min(counts.shape) > 1
-    one_class = (counts > 0).sum(axis=1) == 1
+    has = {str(site): class_names[row > 0] for site, row in zip(site_names, counts, strict=True)}
+    one_class = {site: str(names[0]) for site, names in has.items() if len(names) == 1}
     return Confounding(
-        cramers_v=float(association(counts, method="cramer")) if is_defined else float("nan"),
+        cramers_v=float(association(counts, method="cramer")) if is_defined else math.nan,
         sites=tuple(map(str, site_names)),
         classes=tuple(map(str, class_names)),
         counts=tuple(tuple(int(n) for n in row) for row in counts),
-        one_class_sites=tuple(map(str, site_names[one_class])) if counts.shape[1] > 1 else (),
+        one_class_sites=one_class if counts.shape[1] > 1 else {},
+        p_value=_p_value(counts) if is_defined else math.nan,
     )
+
+
+def _p_value(counts: Int64[np.ndarray, "site class"]) -> float:
+    _, p_value, _, _ = cast("tuple[float, float, int, object]", chi2_contingency(counts, correction=False))
+    return p_value
 
 
 def require_separable(found: Confounding) -> None:
