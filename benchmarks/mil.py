@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from mil.aggregator import Aggregator, compose
 from mil.bag import Bag, Collate
 from mil.fit import Fold, Labelled, Training, fit
+from mil.freed_memory import keep_freed_memory
 from mil.module import MilModule, Optimization
 from mil.packed import Packing, pack
 from mil.parts import Facts, Pooling
@@ -32,7 +33,7 @@ from mil.stacked import Member, device_of, fit_together
 from mil.tasks.classification import Classification
 
 N_TILES, DIM, WIDTH, HIDDEN, CLASSES = 10_000, 512, 512, 256, 2
-N_BAGS = 24
+N_BAGS, EPOCHS = 24, 3
 N_MODELS, N_EPOCHS, N_OF_THEM = 8, 3, 8
 OPTIMIZATION = Optimization(lr=1e-4, residual_decay=0.0, weight_decay=1e-4, scale_lr_factor=1.0)
 
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path)
     parser.add_argument("--only", default="step,read,epoch,together")
     options = parser.parse_args()
+    keep_freed_memory()  # as the command does
     parts = {"step": step, "read": read, "epoch": epoch, "together": together}
     for name in options.only.split(","):
         print(f"\n## {name}\n", flush=True)
@@ -173,16 +175,16 @@ def read(options: argparse.Namespace) -> None:
 
 
 def epoch(options: argparse.Namespace) -> None:
-    """An epoch by the command's own code (bags mapped from files, packed, Lightning), against its steps alone."""
+    """Training by the command's own code (bags mapped from files, packed, Lightning), against its steps alone."""
     for n_tiles, precision in ((10_000, "float32"), (1_000, "float32"), (1_000, "bf16")):
         with tempfile.TemporaryDirectory() as name:
             bags = mapped_bags(Path(name), n_tiles)
             labels = [row % CLASSES for row in range(N_BAGS)]
             ways = {
                 "steps alone": steps_alone(bags, labels, precision),
-                "an epoch of train": epoch_of_fit(bags, labels, precision, n_tiles),
+                "train": epochs_of_fit(bags, labels, precision, n_tiles),
             }
-            print(f"{N_BAGS} bags of {n_tiles:,} tiles, {precision}, one bag a step, per epoch:\n")
+            print(f"{N_BAGS} bags of {n_tiles:,} tiles, {precision}, one bag a step, {EPOCHS} epochs:\n")
             show(medians(ways, options.rounds // 3 + 1), "steps alone")
             print(flush=True)
 
@@ -200,13 +202,13 @@ def mapped_bags(folder: Path, n_tiles: int) -> list[Bag]:
 
 
 def steps_alone(bags: list[Bag], labels: list[int], precision: str) -> Callable[[], object]:
-    """Forward, backward and optimiser of an epoch, the bags in memory and nothing else to do."""
+    """Forward, backward and optimiser of the epochs, the bags in memory and nothing else to do."""
     aggregator, task = gated(), Classification(class_weights="none")
     optimizer = MilModule(aggregator, task, OPTIMIZATION, "random").configure_optimizers()
     batches = [(bag.tensor(), pack([len(bag)]), torch.tensor([label])) for bag, label in zip(bags, labels, strict=True)]
 
     def run() -> None:
-        for tiles, packing, label in batches:
+        for tiles, packing, label in batches * EPOCHS:
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 loss = task.loss(aggregator(tiles, packing).logits, label)
@@ -216,10 +218,12 @@ def steps_alone(bags: list[Bag], labels: list[int], precision: str) -> Callable[
     return run
 
 
-def epoch_of_fit(bags: list[Bag], labels: list[int], precision: str, n_tiles: int) -> Callable[[], object]:
+def epochs_of_fit(bags: list[Bag], labels: list[int], precision: str, n_tiles: int) -> Callable[[], object]:
     """As `promptmil train` does it; without a validation part, which has no counterpart in the steps."""
     fold = Fold(train=Labelled(bags=bags, labels=labels), val=Labelled(bags=[], labels=[]))
-    training = Training(max_epochs=1, batch_size=1, max_tiles=n_tiles, accelerator="cpu", precision=precision, seed=0)
+    training = Training(
+        max_epochs=EPOCHS, batch_size=1, max_tiles=n_tiles, accelerator="cpu", precision=precision, seed=0
+    )
 
     def run() -> None:
         task = Classification(class_weights="none")

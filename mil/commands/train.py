@@ -21,6 +21,7 @@ from mil.commands import settings
 from mil.commands.unused import say_unused
 from mil.feature_folder import FeatureFolder
 from mil.fit import Course, Training
+from mil.freed_memory import keep_freed_memory
 from mil.jobs import complain, guarded
 from mil.module import Optimization
 from mil.stacked import MOST_TOGETHER, apart_because
@@ -30,6 +31,7 @@ from mil.train_together import train_together
 
 def run(config: DictConfig) -> int:
     """Train one cell; returns the exit code."""
+    keep_freed_memory()
     request = _request(config)
     console = Console(stderr=True)
     check_licence(config.licence_profile, FeatureFolder(request.features[0]).header, console)
@@ -61,6 +63,7 @@ def run_group(configs: Sequence[DictConfig]) -> list[int]:
 
 
 def _trained(configs: Sequence[DictConfig]) -> list[TrainResult | Exception]:
+    keep_freed_memory()
     requests = [_request(config) for config in configs]
     console = Console(stderr=True)
     check_licence(configs[0].licence_profile, FeatureFolder(requests[0].features[0]).header, console)
