@@ -26,6 +26,7 @@ fix: $(STAMP)
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/python -m feature_extraction.encoder_table README.md
+	$(BIN)/python -m mil.aggregator_table README.md
 
 bench: $(STAMP)
 	$(BIN)/python -P benchmarks/extract.py

@@ -16,7 +16,7 @@ from feature_extraction.encoder import EncoderSource, EncoderSpec
 from feature_extraction.files import publish_text
 from feature_extraction.targets import construct, resolve
 
-BEGIN, END = "<!-- encoders: made by `make fix` from conf/encoder -->", "<!-- end of encoders -->"
+MARKS = ("<!-- encoders: made by `make fix` from conf/encoder -->", "<!-- end of encoders -->")
 COLUMNS = ("`encoder=`", "what it is", "joint", "backbone", "tile", "licence of the weights", "needs")
 PACKAGES = ("feature_extraction",)
 
@@ -50,11 +50,12 @@ def encoder_table(encoders: list[ListedEncoder]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(_cells(one)) + " |" for one in encoders)])
 
 
-def with_table(text: str, table: str) -> str:
+def with_table(text: str, table: str, *, marks: tuple[str, str] = MARKS) -> str:
     """A document with the table between its two marks."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+    begin, end = marks
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
 
 
 def _listed(path: Path) -> ListedEncoder:

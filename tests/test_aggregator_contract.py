@@ -14,7 +14,9 @@ from bags import CLASSES, CONCEPTS, bag, bank, facts, packed, rows, scaled
 from torch.nn.functional import cross_entropy, normalize
 
 from feature_extraction.encoder import Projection
+from feature_extraction.encoder_table import with_table
 from mil.aggregator import Aggregator, compose, n_scales
+from mil.aggregator_table import MARKS, aggregator_table
 from mil.bag import BagBatch
 from mil.checkpoint import ModelCard, read_model, write_model
 from mil.context import SelfAttentionContext
@@ -74,6 +76,11 @@ def logits_of(aggregator: Aggregator, *bags_: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", MEMBERS)
 def test_first_line_of_the_yaml_says_what_it_is(name: str):
     assert (FOLDER / f"{name}.yaml").read_text().startswith("# ")
+
+
+def test_the_readme_lists_every_member():
+    readme = (FOLDER.parent.parent / "README.md").read_text()
+    assert with_table(readme, aggregator_table(FOLDER), marks=MARKS) == readme, "run `make fix`"
 
 
 @pytest.mark.parametrize(("name", "init"), STARTS)
