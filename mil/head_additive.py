@@ -1,14 +1,18 @@
 """Part 6 of an aggregator, head: what is additive in the tiles without being linear in them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from feature_extraction.errors import InputError
 from mil.head import LinearHead, TextHead
 from mil.packed import sum_bags
 from mil.parts import Assignment, Facts, Head, Tiles
+
+TERMS = ("mean", "share", "shift", "spread")
+"""Parts of a `MixtureHead`."""
 
 
 class AdditiveHead(Head):
@@ -80,30 +84,44 @@ class MixtureHead(Head):
     Args:
         facts: Given by the composition.
         n_rows: Of the bank, None for the words'.
+        terms: Which parts there are: ``mean``, what w has in common for all m (from the words, or random); ``share``,
+            alpha; ``shift``, what w_mk adds for one m; ``spread``, gamma.
+
+    Raises:
+        InputError: An unknown term.
     """
 
     keep: torch.Tensor
 
-    def __init__(self, facts: Facts, *, n_rows: int | None = None) -> None:
+    def __init__(self, facts: Facts, *, n_rows: int | None = None, terms: Sequence[str] = TERMS) -> None:
         super().__init__()
+        if not terms or not set(terms) <= set(TERMS):
+            raise InputError(f"aggregator.head.terms={list(terms)}: expected some of {', '.join(TERMS)}")
         n_rows = len(facts.named_rows[0]) if n_rows is None else n_rows
-        self.linear = TextHead(facts) if facts.init == "text" else LinearHead(facts)
         self.starts_at_zero = facts.init == "text"
+        self.linear = None
+        if "mean" in terms:
+            self.linear = TextHead(facts) if self.starts_at_zero else LinearHead(facts)
         keep = torch.ones(facts.n_classes)
         if self.starts_at_zero and facts.margin_class is not None:
             keep[facts.margin_class] = 0
         self.register_buffer("keep", keep)
-        self.share = nn.Parameter(torch.zeros(n_rows, facts.n_classes))
-        self.shift = nn.Parameter(torch.zeros(n_rows, facts.n_classes, facts.width))
-        self.spread = nn.Parameter(torch.zeros(n_rows, facts.n_classes, facts.width))
+        shapes = {"share": (), "shift": (facts.width,), "spread": (facts.width,)}
+        self.weights = nn.ParameterDict(
+            {
+                name: nn.Parameter(torch.zeros(n_rows, facts.n_classes, *shape))
+                for name, shape in shapes.items()
+                if name in terms
+            }
+        )
 
     def evidence(self, vectors: Float[Tensor, "tile width"]) -> Float[Tensor, "tile class"]:
         """The part that is the same for every prototype."""
-        return self.linear.evidence(vectors)
+        return vectors.new_zeros(len(vectors), len(self.keep)) if self.linear is None else self.linear.evidence(vectors)
 
     def bias_row(self) -> Float[Tensor, " class"]:
-        """Of the linear part."""
-        return self.linear.bias_row()
+        """Of that part; zero without it."""
+        return self.keep * 0 if self.linear is None else self.linear.bias_row()
 
     def contributions(
         self, tiles: Tiles, assignment: Assignment, attention: Float[Tensor, "tile class"]
@@ -113,8 +131,7 @@ class MixtureHead(Head):
         for m, weight in enumerate(assignment.weights.T):
             mean, _ = self._moments(tiles, weight.unsqueeze(1))
             off = (tiles.vectors - mean[tiles.packing.bag_of_tile]).square()
-            own = self.share[m] + tiles.vectors @ self.shift[m].T + off @ self.spread[m].T
-            total = total + weight.unsqueeze(1) * own * self.keep
+            total = total + weight.unsqueeze(1) * self._own(m, tiles.vectors, off) * self.keep
         return total
 
     def pooled(
@@ -125,9 +142,21 @@ class MixtureHead(Head):
         for m, weight in enumerate(assignment.weights.T):
             mean, variance = self._moments(tiles, weight.unsqueeze(1))
             amount = sum_bags(weight.unsqueeze(1), tiles.packing)
-            own = self.share[m] + mean @ self.shift[m].T + variance @ self.spread[m].T
-            logits = logits + amount * own * self.keep
+            logits = logits + amount * self._own(m, mean, variance) * self.keep
         return logits
+
+    def _own(
+        self, m: int, place: Float[Tensor, "row width"], square: Float[Tensor, "row width"]
+    ) -> Float[Tensor, "row class"]:
+        """``alpha_mk + w_mk . place + gamma_mk . square`` of prototype m, without the part that all have."""
+        own = place.new_zeros(len(place), len(self.keep))
+        if "share" in self.weights:
+            own = own + self.weights["share"][m]
+        if "shift" in self.weights:
+            own = own + place @ self.weights["shift"][m].T
+        if "spread" in self.weights:
+            own = own + square @ self.weights["spread"][m].T
+        return own
 
     def _moments(
         self, tiles: Tiles, weight: Float[Tensor, "tile 1"]
@@ -141,4 +170,6 @@ class MixtureHead(Head):
     def residuals(self) -> Iterator[nn.Parameter]:
         """Everything trainable: zero is the text."""
         if self.starts_at_zero:
-            yield from (*self.linear.residuals(), self.share, self.shift, self.spread)
+            yield from self.weights.values()
+            if self.linear is not None:
+                yield from self.linear.residuals()

@@ -181,11 +181,29 @@ def mixture(w: Weights, tiles: np.ndarray) -> np.ndarray:
         pi = amount / len(v)
         for k in range(len(total)):
             total[k] += pi * float(
-                w["head.share"][m, k]
-                + (w["head.linear.linear.weight"][k] + w["head.shift"][m, k]) @ mu
-                + w["head.spread"][m, k] @ spread
+                w["head.weights.share"][m, k]
+                + (w["head.linear.linear.weight"][k] + w["head.weights.shift"][m, k]) @ mu
+                + w["head.weights.spread"][m, k] @ spread
             )
     return total
+
+
+def h2t(w: Weights, tiles: np.ndarray) -> np.ndarray:
+    """The mean of each prototype's tiles, by its share, scored linearly."""
+    v = np.stack([unit(x) for x in tiles])
+    shares = [softmax(np.array([200.0 * float(one @ row) for row in w["bank.base"] + w["bank.delta"]])) for one in v]
+    total = w["head.linear.linear.bias"].copy()
+    for m in range(len(w["bank.base"])):
+        weighted = sum((shares[i][m] * v[i] for i in range(len(v))), np.zeros(v.shape[1])) / len(v)
+        total += (w["head.linear.linear.weight"] + w["head.weights.shift"][m]) @ weighted
+    return total
+
+
+def protocount(w: Weights, tiles: np.ndarray) -> np.ndarray:
+    """How much of the slide each prototype has, scored linearly."""
+    rows = w["bank.base"] + w["bank.delta"]
+    shares = [softmax(np.array([20.0 * float(unit(x) @ row) for row in rows])) for x in tiles]
+    return w["head.weights.share"].T @ np.mean(shares, axis=0)
 
 
 def transport(w: Weights, tiles: np.ndarray) -> np.ndarray:
@@ -221,6 +239,8 @@ CASES: list[tuple[str, str, Loop]] = [
     ("prototypes", "random", prototypes_random),
     ("prototypes", "kmeans", prototypes_kmeans),
     ("mixture", "kmeans", mixture),
+    ("h2t", "kmeans", h2t),
+    ("protocount", "kmeans", protocount),
     ("transport", "text", transport),
 ]
 
