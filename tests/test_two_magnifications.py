@@ -10,7 +10,7 @@ import pytest
 from feature_extraction.synthetic.cohort import make_cohort
 from mil.cli import main
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("drawn_cohort")]
+pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("two_magnifications")]
 
 
 ALLOW = "tiling.allow_off_spec=true"
