@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from feature_extraction.claims import claim
-from feature_extraction.errors import InputError, MismatchError
+from feature_extraction.errors import ElsewhereError, InputError, MismatchError
 from feature_extraction.files import is_valid, publish_json, publish_text, read_json
 from feature_extraction.text_bank import write_bank
 from mil.aggregator import Aggregator, compose
@@ -21,6 +21,7 @@ from mil.cell import AUTO, CellInputs, TrainRequest, cell_record, read_inputs
 from mil.checkpoint import BANK, ModelCard, write_model
 from mil.data import drawn_tiles
 from mil.drift import audit
+from mil.failures import recorded
 from mil.feature_folder import BagSet
 from mil.finite import require_finite
 from mil.fit import ALONE, Course, Fitted, Fold, Labelled, fit, logits_of
@@ -28,7 +29,7 @@ from mil.labels import ONE_CLASS
 from mil.losses import InstanceClusters
 from mil.predictions import predictions_table
 from mil.resume import CHECKPOINT, Checkpoints, tidy
-from mil.runs import check_run, write_done
+from mil.runs import check_run, lock_of, write_done
 from mil.splits import PARTS, SplitRow
 from mil.task import Outcome, Task, build_task
 from mil.text import prototypes, task_concepts, words_of
@@ -63,6 +64,7 @@ def train_cell(request: TrainRequest, course: Course = ALONE) -> TrainResult:
         course: Who is told of it; its checkpoints are those of the cell.
 
     Raises:
+        ElsewhereError: Another process works on it.
         InputError: Inputs that do not belong together, a class missing from the prompts or from a part.
         DamagedFileError: A slide has features that are not finite.
         DivergedError: Training left the finite numbers.
@@ -74,9 +76,9 @@ def train_cell(request: TrainRequest, course: Course = ALONE) -> TrainResult:
         tidy(folder)  # a kill may have come between the seal and this
         metrics = read_json(folder / "metrics.json")
         return TrainResult(folder=folder, is_new=False, metrics=metrics, unused=inputs.bags.unused)
-    with claim(request.out / ".locks" / f"{cell['cell']}.lock") as is_ours:
+    with claim(lock_of(request.out, str(cell["cell"]))) as is_ours:
         if not is_ours:
-            raise InputError(
+            raise ElsewhereError(
                 f"cell {cell['cell']} is being trained by another process; wait for it, or use another out=…"
             )
         if is_valid(folder, check_run):  # sealed by another process between the question and the claim
@@ -84,7 +86,8 @@ def train_cell(request: TrainRequest, course: Course = ALONE) -> TrainResult:
                 folder=folder, is_new=False, metrics=read_json(folder / "metrics.json"), unused=inputs.bags.unused
             )
         kept = Checkpoints(path=folder / CHECKPOINT, cell=str(cell["cell"]), every_s=request.checkpoint_s)
-        metrics = _train(request, inputs, cell, folder, replace(course, checkpoints=kept))
+        with recorded(request.out, str(cell["cell"])):
+            metrics = _train(request, inputs, cell, folder, replace(course, checkpoints=kept))
         tidy(folder)
     return TrainResult(folder=folder, is_new=True, metrics=metrics, unused=inputs.bags.unused)
 

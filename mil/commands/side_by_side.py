@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from types import FrameType
@@ -21,7 +21,9 @@ START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_met
 
 
 def run_cells(module: str, configs: Sequence[DictConfig]) -> list[int]:
-    """Run the cells of a command that says how many of them may run at once; returns the exit code of each.
+    """Run the cells of a command that says how many of them may run at once; returns the exit code of each, in order.
+
+    There are fewer codes than cells when the sweep ended early: stopped, a worker killed, nothing started.
 
     Args:
         module: Of the command; its ``at_once(config)`` is asked with the first cell.
@@ -53,7 +55,7 @@ def _at_once(module: str, configs: Sequence[DictConfig], n_processes: int) -> li
     pool = ProcessPoolExecutor(n_processes, mp_context=context, initializer=_begin)
     try:
         cells = [pool.submit(_run_one, module, settings.plain(config)) for config in configs]
-        codes.extend(cell.result() for cell in as_completed(cells))
+        codes.extend(cell.result() for cell in cells)
     except BrokenProcessPool:
         complain(
             "error: a process of the sweep was killed (out of memory?); cells that were done stay: run the same "

@@ -1,8 +1,6 @@
 """`promptmil train`: features + bank + split -> one run folder."""
 
-import math
 import os
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -11,37 +9,17 @@ from rich.progress import Progress
 
 from feature_extraction.commands.licence import check_licence
 from feature_extraction.errors import InputError
-from feature_extraction.files import as_record, publish_json
-from mil.cell import TrainRequest
-from mil.commands import settings
+from feature_extraction.files import publish_json
+from mil.commands.train_request import request_of
 from mil.commands.unused import say_unused
 from mil.feature_folder import FeatureFolder
-from mil.fit import Course, Training
-from mil.module import Optimization
+from mil.fit import Course
 from mil.train import train_cell
 
 
 def run(config: DictConfig) -> int:
     """Train one cell; returns the exit code."""
-    request = TrainRequest(
-        features=settings.paths(config.features),
-        bank=settings.optional_path(config.bank),
-        split=Path(config.split),
-        out=Path(config.out),
-        fold=int(config.fold),
-        seed=int(config.seed),
-        space=config.space,
-        filter_nontask=bool(config.filter_nontask),
-        in_memory=bool(config.in_memory),
-        words=str(config.words),
-        aggregator=settings.plain(config.aggregator),
-        task=settings.plain(config.task),
-        rule=config.pooling.rule,
-        top_j=settings.top_j(config.pooling.top_j),
-        optimization=as_record(Optimization, settings.plain(config.optimizer), "optimizer"),
-        training=as_record(Training, {**settings.plain(config.trainer), "seed": int(config.seed)}, "trainer"),
-        checkpoint_s=_checkpoint_s(config.checkpoint_s),
-    )
+    request = request_of(config)
     console = Console(stderr=True)
     check_licence(config.licence_profile, FeatureFolder(request.features[0]).header, console)
     name = f"{config.aggregator.name} fold {request.fold} seed {request.seed}"
@@ -78,16 +56,11 @@ def at_once(config: DictConfig) -> int:
     asked = config.parallel
     if asked == "auto":  # cells on a GPU would only take turns
         on_gpu = config.trainer.accelerator != "cpu" and torch.accelerator.is_available()
-        return 1 if on_gpu else len(os.sched_getaffinity(0))
+        n_cores = len(os.sched_getaffinity(0))  # where Slurm does not bind a task to its cores, these are all there are
+        return 1 if on_gpu else min(n_cores, int(os.environ.get("SLURM_CPUS_PER_TASK", n_cores)))
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise InputError(f"parallel={asked}: expected auto or a whole number of at least 1")
     return asked
-
-
-def _checkpoint_s(asked: object) -> float:
-    if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 <= asked < math.inf:
-        raise InputError(f"checkpoint_s={asked}: expected a number of seconds, 0 for a checkpoint after each epoch")
-    return float(asked)
 
 
 def _figures(metrics: dict[str, object]) -> str:
