@@ -68,6 +68,8 @@ PROMPTS_KEY = "prompts="
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Polite ends; the last is what a batch file hands on when its time limit is near."""
 LAUNCHER = "hydra/launcher="
+SHOWS = frozenset({"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"})
+"""Flags that show something instead of running; Hydra takes them one at a time, and not with -m."""
 FLAGS_WITH_VALUE = frozenset(
     {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c"}
 )
@@ -91,7 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return BAD_INPUT
     rest = flags_first([plain for word in words[len(name.split()) :] for plain in _as_plain_keys(word)])
     if words[0] == SWEEP:
-        rest = ["-m", *(word for word in rest if word != "-m" and not word.startswith(LAUNCHER))]
+        from mil.sweep_words import MULTIRUN
+
+        rest = [word for word in rest if word not in MULTIRUN and not word.startswith(LAUNCHER)]
+        rest = rest if SHOWS & set(rest) else ["-m", *rest]
     return _run(name, rest)
 
 
