@@ -2,7 +2,8 @@
 
 PromptmilError
 ├── InputError        the command cannot start as asked: bad configuration, table or folder (exit code 2)
-│   └── MismatchError   two files that do not belong together: another encoder, another space
+│   ├── MismatchError   two files that do not belong together: another encoder, another space
+│   └── ElsewhereError  another process works on it now; in a sweep no error, the others go on
 ├── DamagedFileError  a file under its final name is not whole, or not the one expected
 └── SlideError        one slide cannot be done; the others go on (exit code 3)
 """
@@ -20,6 +21,10 @@ class InputError(PromptmilError):
 
 class MismatchError(InputError):
     """Two inputs do not belong together, such as a text bank and features of another encoder."""
+
+
+class ElsewhereError(InputError):
+    """Another process works on what was asked for."""
 
 
 class DamagedFileError(PromptmilError):

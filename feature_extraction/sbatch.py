@@ -44,6 +44,37 @@ class SlurmArray:
     setup: Sequence[str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayWork:
+    """What the tasks of an array share.
+
+    Attributes:
+        name: Of the job.
+        what: What a task does, for who reads the file.
+        order: What ``worker`` and ``workers`` mean to a task.
+        cores_key: Key of the command that takes the number of cores, None when it finds them itself.
+    """
+
+    name: str
+    what: str
+    order: str
+    cores_key: str | None
+
+
+SLIDES = ArrayWork(
+    name="promptmil-extract",
+    what="Every task does the slides that no other has claimed; they can be killed, requeued or added any time.",
+    order="task k begins at k/{workers} of the slide table",
+    cores_key="threads",
+)
+CELLS = ArrayWork(
+    name="promptmil-sweep",
+    what="Every task trains the cells that no other has claimed; they can be killed, requeued or added any time.",
+    order="task k begins at k/{workers} of the sweep",
+    cores_key=None,
+)
+
+
 def read_array(content: Mapping[str, object]) -> SlurmArray:
     """Check what ``conf/cluster/slurm.yaml`` says, as plain data.
 
@@ -88,7 +119,14 @@ def _lines(content: Mapping[str, object], key: str) -> tuple[str, ...]:
 
 
 def sbatch_text(
-    array: SlurmArray, *, program: Sequence[str], words: Sequence[str], workers: int, log_folder: Path, run_folder: Path
+    array: SlurmArray,
+    *,
+    program: Sequence[str],
+    words: Sequence[str],
+    workers: int,
+    log_folder: Path,
+    run_folder: Path,
+    work: ArrayWork = SLIDES,
 ) -> str:
     """The batch file of an array whose task k runs ``program threads=<its cores> words worker=k workers=<workers>``.
 
@@ -101,26 +139,29 @@ def sbatch_text(
         workers: Number of tasks.
         log_folder: Where each task writes ``<job>_<task>.log``.
         run_folder: Where the command runs, so that relative paths in it mean what they meant to its author.
+        work: What the tasks share.
 
     Raises:
         InputError: A path that Slurm cannot write logs to.
     """
     if any(unfit in str(folder) for folder in (log_folder, run_folder) for unfit in UNFIT_FOR_LOGS):
         raise InputError(f"out={log_folder.parent}: Slurm cannot use a path with a line break or a backslash")
+    options = [f"--job-name={work.name}", *_options(array, workers, log_folder, run_folder)]
+    cores = "" if work.cores_key is None else f' {work.cores_key}="$OMP_NUM_THREADS"'
     return "\n".join(
         [
             "#!/bin/bash",
-            *(f"#SBATCH {shlex.quote(option)}" for option in _options(array, workers, log_folder, run_folder)),
+            *(f"#SBATCH {shlex.quote(option)}" for option in options),
             *(f"#SBATCH {option}" for option in array.extra),
             "",
-            "# Every task does the slides that no other has claimed; they can be killed, requeued or added any time.",
-            f"workers={workers}    # task k begins at k/{workers} of the slide table",
+            f"# {work.what}",
+            f"workers={workers}    # {work.order.format(workers=workers)}",
             f"restarts={RESTARTS}  # how often a task that ran into its time limit may go on in a new one",
             'export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"',
             *array.setup,
             "",
             _TRAPS,
-            f'{shlex.join(program)} threads="$OMP_NUM_THREADS" \\',
+            f"{shlex.join(program)}{cores} \\",
             *(f"  {shlex.quote(word)} \\" for word in words),
             '  worker="$((SLURM_ARRAY_TASK_ID % workers))" workers="$workers" &',
             "child=$!",
@@ -142,7 +183,6 @@ def _options(array: SlurmArray, workers: int, log_folder: Path, run_folder: Path
         "qos": array.qos,
     }
     return [
-        "--job-name=promptmil-extract",
         f"--array=0-{workers - 1}{throttle}",
         f"--cpus-per-task={array.cpus}",
         *(f"--{key}={value}" for key, value in asked.items() if value is not None),

@@ -10,15 +10,15 @@ from feature_extraction.encoder import Projection
 from feature_extraction.errors import InputError
 from feature_extraction.files import address
 from feature_extraction.header import FeatureHeader
-from feature_extraction.text_bank import TextBank, read_bank, require_match
+from feature_extraction.text_bank import TextBank, require_match
 from mil.aggregator import n_scales
-from mil.feature_folder import BagSet, FeatureFolder, load_bags, open_folders, require_space
+from mil.feature_folder import BagSet, FeatureFolder, require_space
 from mil.fit import Training
 from mil.module import Optimization
 from mil.parts import INITS, Init
-from mil.splits import PARTS, SplitTable, read_split
+from mil.reads import Reads
+from mil.splits import PARTS, SplitTable
 from mil.task import build_task
-from mil.word_controls import controlled
 
 AUTO = "auto"
 """Value of ``pooling.top_j`` that lets the validation part choose."""
@@ -102,8 +102,12 @@ class CellInputs:
         return None if self.bank is None or self.space == "joint" else self.bank.projection
 
 
-def read_inputs(request: TrainRequest) -> CellInputs:
+def read_inputs(request: TrainRequest, reads: Reads | None = None) -> CellInputs:
     """Read what a request names and check that it belongs together.
+
+    Args:
+        request: The cell.
+        reads: What other cells have read already; None reads anew.
 
     Raises:
         InputError: A file is missing, or text is needed and there is none.
@@ -112,14 +116,15 @@ def read_inputs(request: TrainRequest) -> CellInputs:
     init: Init | None = next((known for known in INITS if known == request.aggregator.get("init")), None)
     if init is None:
         raise InputError(f"aggregator.init={request.aggregator.get('init')}: expected {', '.join(INITS)}")
-    split = read_split(request.split, kind=build_task(request.task).labels)
-    folders = open_folders(request.features)
+    reads = reads or Reads()
+    split = reads.split(request.split, build_task(request.task).labels)
+    folders = reads.folders(request.features)
     header = folders[0].header
     _require_scales(request.aggregator, folders)
     space = request.space or header.space
     for folder in folders:
         require_space(space, folder)
-    bank = None if request.bank is None else controlled(read_bank(request.bank), request.words, request.seed)
+    bank = None if request.bank is None else reads.bank(request.bank, request.words, request.seed)
     if init == "text" and bank is None:
         raise InputError("this aggregator starts from text: give bank=… (made with `promptmil prompts`)")
     if bank is not None:
@@ -131,7 +136,7 @@ def read_inputs(request: TrainRequest) -> CellInputs:
             space=space if is_compared else "joint",
         )
     wanted = [row.slide_id for part in PARTS for row in split.part(request.fold, part)]
-    bags = load_bags(folders, wanted, space=space, nontask_of=bank if request.filter_nontask else None)
+    bags = reads.bags(folders, wanted, space, bank if request.filter_nontask else None)
     if request.in_memory:
         bags = replace(bags, bags={slide_id: bag.in_memory() for slide_id, bag in bags.bags.items()})
     return CellInputs(
@@ -158,14 +163,14 @@ def _require_scales(aggregator: Mapping[str, object], folders: Sequence[FeatureF
 
 def cell_record(request: TrainRequest, inputs: CellInputs) -> dict[str, object]:
     """The content address of a run, and what `promptmil summarize` groups runs by."""
-    bank = inputs.bank
+    bank, split_sha256 = inputs.bank, inputs.split.sha256()
     determines = {
         "aggregator": dict(request.aggregator),
         "task": dict(request.task),
         "pooling": {"rule": request.rule, "top_j": request.top_j},
         "optimizer": asdict(request.optimization),
         "trainer": asdict(request.training),
-        "split": inputs.split.sha256(),
+        "split": split_sha256,
         "fold": request.fold,
         "seed": request.seed,
         "space": inputs.space,
@@ -188,7 +193,7 @@ def cell_record(request: TrainRequest, inputs: CellInputs) -> dict[str, object]:
         "prompt_set": bank and bank.prompt_set,
         "prompt_set_sha256": bank and bank.prompt_set_sha256,
         "split_name": request.split.stem,
-        "split_sha256": inputs.split.sha256(),
+        "split_sha256": split_sha256,
         "scheme": inputs.split.scheme,
         "shots": inputs.split.shots,
         "labels": build_task(request.task).labels.name,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mil.jobs import BAD_INPUT, STOPPED, complain, guarded, worst
+from mil.jobs import BAD_INPUT, ELSEWHERE, PARTLY_FAILED, STOPPED, complain, guarded, worst
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,6 +40,12 @@ ACTIONS = {  # a second word, and the configuration it is composed from
         "on a cluster: cluster=slurm (job array) or cluster=ray (actors)",
     ),
     "extract status": ("feature_extraction.commands.status", "extract_status", "how far the extraction into out is"),
+    "sweep status": ("mil.commands.sweep_status", "sweep", "how far a sweep is; takes the words of train -m"),
+    "sweep submit": (
+        "mil.commands.sweep_submit",
+        "sweep",
+        "a sweep's missing cells on a cluster: cluster=slurm (job array)",
+    ),
     "prompts lint": (
         "feature_extraction.commands.prompts_lint",
         "prompts_lint",
@@ -56,7 +62,14 @@ ACTIONS = {  # a second word, and the configuration it is composed from
         "a language model writes a prompt set to review",
     ),
 }
+SWEEP = "sweep"
+"""First word of actions that are about all cells of a sweep, whether or not the line says -m."""
 PROMPTS_KEY = "prompts="
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Polite ends; the last is what a batch file hands on when its time limit is near."""
+LAUNCHER = "hydra/launcher="
+SHOWS = frozenset({"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"})
+"""Flags that show something instead of running; Hydra takes them one at a time, and not with -m."""
 FLAGS_WITH_VALUE = frozenset(
     {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c"}
 )
@@ -68,18 +81,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         _say(_overview())
         return 0
-    if words[0] not in COMMANDS:
-        complain(f"promptmil: unknown command {words[0]!r}; known: {', '.join(COMMANDS)}")
+    actions = [action for action in ACTIONS if action.startswith(f"{words[0]} ")]
+    if words[0] not in COMMANDS and not actions:
+        complain(f"promptmil: unknown command {words[0]!r}; known: {', '.join((*COMMANDS, SWEEP))}")
         return BAD_INPUT
     name = words[0]
-    if len(words) > 1 and words[1].isalpha():
-        name = f"{words[0]} {words[1]}"
+    if words[0] not in COMMANDS or (len(words) > 1 and words[1].isalpha()):
+        name = " ".join(words[:2])
         if name not in ACTIONS:
-            known = [action for action in ACTIONS if action.startswith(f"{words[0]} ")]
-            complain(f"promptmil: unknown action {name!r}; known: {', '.join(known) or 'none of this command'}")
+            complain(f"promptmil: unknown action {name!r}; known: {', '.join(actions) or 'none of this command'}")
             return BAD_INPUT
-    rest = words[len(name.split()) :]
-    return _run(name, flags_first([plain for word in rest for plain in _as_plain_keys(word)]))
+    rest = flags_first([plain for word in words[len(name.split()) :] for plain in _as_plain_keys(word)])
+    if words[0] == SWEEP:
+        from mil.sweep_words import MULTIRUN
+
+        rest = [word for word in rest if word not in MULTIRUN and not word.startswith(LAUNCHER)]
+        rest = rest if SHOWS & set(rest) else ["-m", *rest]
+    return _run(name, rest)
 
 
 def _run(name: str, overrides: list[str]) -> int:
@@ -93,7 +111,7 @@ def _run(name: str, overrides: list[str]) -> int:
     from feature_extraction.configuration import conf_folder
 
     module, config_name, _ = ACTIONS[name] if name in ACTIONS else (COMMANDS[name][0], name, "")
-    jobs = _Jobs(module)
+    jobs = _Jobs(module, is_launched=_is_launched(overrides))
 
     def job(config: "DictConfig") -> None:
         jobs.take(config, is_cell=HydraConfig.get().mode is RunMode.MULTIRUN)
@@ -103,7 +121,11 @@ def _run(name: str, overrides: list[str]) -> int:
     GlobalHydra.instance().clear()  # a command may run others: the demo does
     try:
         with jobs.interrupts:
-            application()
+            cells = jobs.composed(config_name, overrides)
+            if cells is None:
+                application()
+            for cell in cells or ():
+                jobs.take(cell, is_cell=True)
             jobs.finish()
     except KeyboardInterrupt:  # between two cells of a sweep
         jobs.codes.append(STOPPED)
@@ -112,10 +134,14 @@ def _run(name: str, overrides: list[str]) -> int:
         return BAD_INPUT
     except SystemExit as exit_request:  # Hydra's way of saying that the configuration does not compose
         if exit_request.code not in (0, None) and not jobs.codes:
-            return BAD_INPUT
+            return PARTLY_FAILED if _is_launched(overrides) else BAD_INPUT
     finally:
         sys.argv = kept
     return worst(jobs.codes)
+
+
+class CellError(Exception):
+    """A cell failed in a process of Hydra's launcher."""
 
 
 class _Jobs:
@@ -124,13 +150,22 @@ class _Jobs:
     Args:
         module: Of the command. Where it says how many cells may run at once, those of a sweep wait until all are known:
             Hydra's own launcher would run one after the other.
+        is_launched: Whether a launcher of Hydra's runs the jobs in processes of its own. What is noted there is lost,
+            so a job that fails there has to raise after all.
     """
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, *, is_launched: bool) -> None:
         self._module = module
+        self._is_launched = is_launched
         self._cells: list[DictConfig] = []
         self.codes: list[int] = []
         self.interrupts = _Interrupts()
+
+    def composed(self, config_name: str, words: Sequence[str]) -> "list[DictConfig] | None":
+        """The cells of a sweep that this command takes together; None for anything else, which Hydra composes."""
+        from mil.sweep_words import composed_cells, is_plain_sweep
+
+        return composed_cells(config_name, words) if is_plain_sweep(words) and self._takes_cells() else None
 
     def take(self, config: "DictConfig", *, is_cell: bool) -> None:
         """Run a job, or keep it."""
@@ -139,16 +174,30 @@ class _Jobs:
             self.codes.append(STOPPED)
         if STOPPED in self.codes:
             return  # a signal stops the sweep, not only the cell it fell into
-        if is_cell and hasattr(command, "at_once"):
+        if is_cell and not self._is_launched and self._takes_cells():
             self._cells.append(config)
-        else:
-            self.codes.append(guarded(command.run, config))
+            return
+        code = guarded(command.run, config)
+        if is_cell and self._is_launched:
+            if code not in (0, ELSEWHERE):
+                raise CellError(f"a cell ended with exit code {code}; what went wrong is said above")
+            return
+        self.codes.append(BAD_INPUT if code == ELSEWHERE else code)
 
     def finish(self) -> None:
         """Run the cells that were kept."""
-        if self._cells and STOPPED not in self.codes:
-            side_by_side = importlib.import_module("mil.commands.side_by_side")
-            self.codes += side_by_side.run_cells(self._module, self._cells)
+        if not self._cells or STOPPED in self.codes:
+            return
+        command = importlib.import_module(self._module)
+        if hasattr(command, "run_sweep"):
+            self.codes.append(command.run_sweep(self._cells))
+        else:
+            sweep_run = importlib.import_module("mil.commands.sweep_run")
+            self.codes += sweep_run.run_sweep(self._module, self._cells)
+
+    def _takes_cells(self) -> bool:
+        command = importlib.import_module(self._module)
+        return hasattr(command, "at_once") or hasattr(command, "run_sweep")
 
 
 class _Interrupts:
@@ -164,7 +213,7 @@ class _Interrupts:
 
     def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
@@ -173,6 +222,11 @@ class _Interrupts:
     def _take(self, _number: int, _frame: FrameType | None) -> None:
         self.has_come = True
         raise KeyboardInterrupt
+
+
+def _is_launched(words: Sequence[str]) -> bool:
+    """Whether the line names a launcher of Hydra's that is not the one in this process."""
+    return any(word.startswith(LAUNCHER) and word != f"{LAUNCHER}basic" for word in words)
 
 
 def flags_first(words: Sequence[str]) -> list[str]:
@@ -199,8 +253,14 @@ def _overview() -> str:
     lines = ["promptmil <command> [key=value …]   (promptmil <command> --help shows the keys)", ""]
     for name, (_, text) in COMMANDS.items():
         lines.append(f"  {name:<14} {text}")
-        lines += [f"  {a:<14} {what}" for a, (_, _, what) in ACTIONS.items() if a.startswith(f"{name} ")]
+        lines += _actions(name)
+        if name == "train":
+            lines += _actions(SWEEP)
     return "\n".join(lines)
+
+
+def _actions(name: str) -> list[str]:
+    return [f"  {a:<14} {what}" for a, (_, _, what) in ACTIONS.items() if a.startswith(f"{name} ")]
 
 
 def _say(text: str) -> None:

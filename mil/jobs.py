@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 BUG, BAD_INPUT, PARTLY_FAILED, STOPPED = 1, 2, 3, 4
+ELSEWHERE = 5
+"""No exit code of a command: what a cell says that another process works on. A sweep leaves it or waits for it."""
 
 
 def worst(codes: Sequence[int]) -> int:
@@ -39,13 +41,16 @@ def guarded(run: "Callable[[DictConfig], int]", config: "DictConfig") -> int:
 def _with_code(run: "Callable[[DictConfig], int]", config: "DictConfig") -> int:
     from omegaconf.errors import OmegaConfBaseException
 
-    from feature_extraction.errors import PromptmilError
+    from feature_extraction.errors import ElsewhereError, PromptmilError
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what we report in our own words
     try:
         _require_keys(config)
         return run(config)
+    except ElsewhereError as error:
+        complain(str(error))
+        return ELSEWHERE
     except (PromptmilError, OmegaConfBaseException) as error:
         complain(f"error: {error}")
         return BAD_INPUT

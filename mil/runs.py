@@ -26,6 +26,11 @@ class Run:
     cell: Mapping[str, object]
 
 
+def lock_of(out: Path, cell: str) -> Path:
+    """The file in a folder of runs whose lock says that a process works on the cell."""
+    return out / ".locks" / f"{cell}.lock"
+
+
 def write_done(folder: Path, names: Sequence[str] | None = None) -> None:
     """Mark a run as finished: ``done.json`` with the SHA-256 of every file in its folder; the last thing a run writes.
 

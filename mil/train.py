@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from feature_extraction.claims import claim
-from feature_extraction.errors import InputError, MismatchError
+from feature_extraction.errors import ElsewhereError, InputError, MismatchError
 from feature_extraction.files import is_valid, read_json
 from mil.aggregator import Aggregator, compose
 from mil.bag import Bag
 from mil.cell import AUTO, CellInputs, TrainRequest, cell_record, read_inputs
 from mil.checkpoint import ModelCard
 from mil.data import drawn_tiles
+from mil.failures import recorded
 from mil.feature_folder import BagSet
 from mil.finite import require_finite
 from mil.fit import ALONE, Course, Fitted, Labelled, fit
@@ -25,7 +26,7 @@ from mil.labels import ONE_CLASS
 from mil.losses import InstanceClusters
 from mil.resume import CHECKPOINT, Checkpoints, tidy
 from mil.run_writer import OpenCell, ReadyCell, write_run
-from mil.runs import check_run
+from mil.runs import check_run, lock_of
 from mil.splits import PARTS, SplitRow
 from mil.task import Task, build_task
 from mil.text import prototypes, task_concepts, words_of
@@ -60,6 +61,7 @@ def train_cell(request: TrainRequest, course: Course = ALONE) -> TrainResult:
         course: Who is told of it; its checkpoints are those of the cell.
 
     Raises:
+        ElsewhereError: Another process works on it.
         InputError: Inputs that do not belong together, a class missing from the prompts or from a part.
         DamagedFileError: A slide has features that are not finite.
         DivergedError: Training left the finite numbers.
@@ -89,7 +91,8 @@ def open_cell(request: TrainRequest) -> Generator[OpenCell | TrainResult]:
         The cell, or what became of it when it is done.
 
     Raises:
-        InputError: Inputs that do not belong together, or another process works on the cell.
+        InputError: Inputs that do not belong together.
+        ElsewhereError: Another process works on the cell.
     """
     inputs = read_inputs(request)
     record = cell_record(request, inputs)
@@ -98,15 +101,16 @@ def open_cell(request: TrainRequest) -> Generator[OpenCell | TrainResult]:
         tidy(folder)  # a kill may have come between the seal and this
         yield _found(folder, inputs)
         return
-    with claim(request.out / ".locks" / f"{record['cell']}.lock") as is_ours:
+    with claim(lock_of(request.out, str(record["cell"]))) as is_ours:
         if not is_ours:
-            raise InputError(
+            raise ElsewhereError(
                 f"cell {record['cell']} is being trained by another process; wait for it, or use another out=…"
             )
         if is_valid(folder, check_run):  # sealed by another process between the question and the claim
             yield _found(folder, inputs)
         else:
-            yield OpenCell(request=request, inputs=inputs, record=record, folder=folder)
+            with recorded(request.out, str(record["cell"])):
+                yield OpenCell(request=request, inputs=inputs, record=record, folder=folder)
 
 
 def _found(folder: Path, inputs: CellInputs) -> TrainResult:

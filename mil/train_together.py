@@ -5,8 +5,9 @@ from contextlib import ExitStack
 
 from feature_extraction.errors import PromptmilError
 from mil.cell import TrainRequest
+from mil.failures import keep_failure
 from mil.fit import Fitted
-from mil.run_writer import ReadyCell
+from mil.run_writer import OpenCell, ReadyCell
 from mil.stacked import Member, fit_together
 from mil.train import TrainResult, finish, open_cell, prepare
 
@@ -32,12 +33,16 @@ def train_together(
         for number, request in enumerate(requests):
             try:
                 cell = claims.enter_context(open_cell(request))
-                if isinstance(cell, TrainResult):
-                    outcomes[number] = cell
-                else:
-                    ready[number] = prepare(cell)
             except (PromptmilError, OSError) as error:
                 outcomes[number] = error
+                continue
+            if isinstance(cell, TrainResult):
+                outcomes[number] = cell
+                continue
+            try:
+                ready[number] = prepare(cell)
+            except (PromptmilError, OSError) as error:
+                outcomes[number] = _failed(cell, error)
         for numbers in _alike(ready):
             fitted = _fit([ready[number] for number in numbers], on_epoch)
             for number, one in zip(numbers, fitted, strict=True):
@@ -70,8 +75,13 @@ def _fit(cells: Sequence[ReadyCell], on_epoch: Callable[[], None]) -> list[Fitte
 
 def _finished(ready: ReadyCell, fitted: Fitted | PromptmilError) -> TrainResult | Exception:
     if isinstance(fitted, PromptmilError):
-        return fitted
+        return _failed(ready.cell, fitted)
     try:
         return finish(ready, fitted)
     except (PromptmilError, OSError) as error:
-        return error
+        return _failed(ready.cell, error)
+
+
+def _failed(cell: OpenCell, error: Exception) -> Exception:
+    keep_failure(cell.request.out, cell.folder.name, error)
+    return error

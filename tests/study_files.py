@@ -31,12 +31,13 @@ def write_slide(folder: Path, number: int) -> None:
     write_features(folder / f"S{number}.h5", header, tiles)
 
 
-def write_study(folder: Path) -> list[str]:
+def write_study(folder: Path, n_folds: int = 1) -> list[str]:
     """Write it; returns the words of `promptmil train` that name it."""
-    lines = ["patient_id,slide_id,label,site,fold_0"]
+    lines = [",".join(["patient_id,slide_id,label,site", *(f"fold_{fold}" for fold in range(n_folds))])]
     for number in range(N_SLIDES):
         write_slide(folder / "features", number)
-        lines.append(f"P{number},S{number},{CLASSES[number % 3]},,{PARTS[number // 3]}")
+        parts = [PARTS[(number // 3 + fold) % len(PARTS)] for fold in range(n_folds)]
+        lines.append(",".join([f"P{number},S{number},{CLASSES[number % 3]},", *parts]))
     write_bank(folder / "bank.safetensors", bank())
     (folder / "kfold.csv").write_text("\n".join(lines) + "\n")
     return [f"features={folder / 'features'}", f"bank={folder / 'bank.safetensors'}", f"split={folder / 'kfold.csv'}"]

@@ -29,6 +29,7 @@ def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]):
         ["extract", "submit", "cluster=slurm", "--help"],
         ["extract", "status", "--cfg", "job"],
         ["train", "--cfg", "job"],
+        ["sweep", "status", "-m", "--cfg", "job"],
     ],
 )
 def test_help_and_configuration_load_no_torch(words: list[str]):

@@ -44,9 +44,8 @@ def test_ci_runs_the_test_command():
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("promptmil")])
 def test_each_command_composes_with_the_keys_it_names(line: str, capsys: pytest.CaptureFixture[str]):
     name, *words = shlex.split(line)[1:]
-    assert name in COMMANDS
     action = [words.pop(0)] if words[0].isalpha() else []
-    assert not action or f"{name} {action[0]}" in ACTIONS
+    assert f"{name} {action[0]}" in ACTIONS if action else name in COMMANDS
     single = [re.sub(r"=(.*?),.*", r"=\1", word) for word in words if word != "-m"]
     assert main([name, *action, *single, "--cfg", "job"]) == 0
     assert capsys.readouterr().out

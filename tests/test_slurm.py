@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from pyramids import tissue_pixels, write_slide
 from slurm_node import SlurmNode, slurm_fixture  # noqa: F401 - found by pytest under the name slurm
+from study_files import write_study
 
 from feature_extraction.claims import is_claimed
 from feature_extraction.store import FeatureFile
 from mil.cli import main
+from mil.resume import CHECKPOINT
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("slurm")]
 N_SLIDES = 12
@@ -78,10 +80,16 @@ def begins(slurm: SlurmNode, name: str) -> None:
     slurm.run("scontrol", "update", f"JobId={name}", "StartTime=now+2")
 
 
-def submit(slurm: SlurmNode, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def submit(
+    slurm: SlurmNode,
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str = "extract",
+):
     for name, value in slurm.environment.items():
         monkeypatch.setenv(name, value)
-    assert main(["extract", "submit", "cluster=slurm", "cluster.cpus=1", "cluster.mem=1G", *words]) == 0
+    assert main([command, "submit", "cluster=slurm", "cluster.cpus=1", "cluster.mem=1G", *words]) == 0
     shown = capsys.readouterr().err
     return shown.rsplit("job ", 1)[1].strip()
 
@@ -145,3 +153,39 @@ def test_a_cancelled_task_stops_in_time_and_is_not_requeued(
     assert "task 0 ended with code 4" in log_of(out, job, 0)
     assert Watch(out).n_claimed() == 0
     assert len(list(out.glob("*/*.h5"))) < 3
+
+
+def test_tasks_share_the_cells_of_a_sweep_through_a_kill_a_requeue_and_a_second_submission(
+    slurm: SlurmNode,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    words = [*write_study(tmp_path / "study", n_folds=2), "aggregator=prompt,gated_abmil", "fold=0,1", "checkpoint_s=0"]
+    words += ["trainer.accelerator=cpu", "trainer.max_epochs=60"]
+    assert main(["train", "-m", *words, "parallel=1", f"out={tmp_path / 'calm'}"]) == 0
+    capsys.readouterr()
+    out = tmp_path / "out"
+    words += [f"out={out}"]
+    job = submit(slurm, [*words, "cluster.tasks=2"], monkeypatch, capsys, "sweep")
+    wait_for(lambda: len(list(out.glob(f"*/{CHECKPOINT}"))) == 2)
+    assert [len(list(out.glob(".locks/*"))), len(list(out.glob("*/done.json")))] == [2, 0]
+    killed = task_process(out, 1)
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    slurm.run("scancel", "--batch", "--signal=USR1", f"{job}_0")  # what Slurm does two minutes before a time limit
+    again = submit(slurm, [*words, "cluster.tasks=1"], monkeypatch, capsys, "sweep")
+    begins(slurm, f"{job}_0")
+    wait_for(lambda: not slurm.states())
+    assert "ended with code 137" in log_of(out, job, 1)
+    codes = [line[-1] for line in log_of(out, job, 0).splitlines() if " ended with code " in line]
+    assert codes == ["4", "0"], log_of(out, job, 0)
+    assert "ended with code 0" in log_of(out, again, 0)
+    assert "goes on after epoch" in log_of(out, job, 0) + log_of(out, again, 0)
+    capsys.readouterr()
+    assert main(["sweep", "status", *words]) == 0, capsys.readouterr().out
+    attempts = "".join(path.read_text() for path in (out / "submit").glob("*.log"))
+    assert attempts.count(": trained; ") == 4  # each cell was finished once
+    for run in (tmp_path / "calm").glob("*/done.json"):
+        name = run.parent.name
+        assert (out / name / "predictions.csv").read_bytes() == (run.parent / "predictions.csv").read_bytes()

@@ -24,7 +24,9 @@ def wait_for(pattern: str, folder: Path, seconds: float = 60) -> None:
     bounded.until(lambda: list(folder.rglob(pattern)), seconds, 0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.long)]
+)
 def test_extract_keeps_its_journal_and_goes_on(tmp_path: Path, number: int):
     for index in range(3):
         write_slide(tmp_path / "slides" / f"S{index}.svs", tissue_pixels(3200, 3200, seed=index))

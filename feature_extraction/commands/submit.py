@@ -55,7 +55,7 @@ def run(config: DictConfig) -> int:
     sys.stdout.write(text)
     sys.stdout.flush()
     shown = shlex.quote(str(path))
-    job = None if config.cluster.dry_run else _hand_in(path)
+    job = None if config.cluster.dry_run else hand_in(path)
     what = f"{n_slides} slides, {workers} tasks"
     refused = f"; {len(table.failures)} rows of the table cannot be a slide" if table.failures else ""
     next_step = f"job {job}" if job else f"not submitted; hand it in with: sbatch {shown}"
@@ -74,8 +74,12 @@ def task_words(words: Sequence[str]) -> list[str]:
     return [*(word for word in words if not OWN_KEYS.fullmatch(word)), "cluster=local", "wait=false"]
 
 
-def _hand_in(path: Path) -> str:
-    """Submit the file; returns the job's id."""
+def hand_in(path: Path) -> str:
+    """Submit a batch file; returns the job's id.
+
+    Raises:
+        InputError: There is no sbatch here, or it refuses the file; the message says how to hand it in.
+    """
     sbatch = shutil.which("sbatch")
     remedy = f"on a machine that can submit jobs, run: sbatch {shlex.quote(str(path))}"
     if sbatch is None:

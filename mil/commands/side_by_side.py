@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from types import FrameType
@@ -21,11 +21,14 @@ START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_met
 
 
 def run_cells(module: str, configs: Sequence[DictConfig]) -> list[int]:
-    """Run the cells of a command that says how many of them may run at once; returns the exit code of each.
+    """Run the cells of a command that says how many of them may run at once; returns the exit code of each, in order.
+
+    There are fewer codes than cells when the sweep ended early: stopped, a worker killed, nothing started.
 
     Args:
         module: Of the command. Its ``at_once(config)`` is asked with the first cell; where one process is to run all,
-            ``groups(configs)`` says which cells are one piece of work, and ``run_group(group)`` does one of several.
+            ``groups(configs)`` gives the numbers of cells that are one piece of work, and ``run_group(group)`` does
+            one of several.
         configs: Composed configurations.
     """
     command = importlib.import_module(module)
@@ -39,12 +42,14 @@ def run_cells(module: str, configs: Sequence[DictConfig]) -> list[int]:
 
 def _one_by_one(module: str, configs: Sequence[DictConfig]) -> list[int]:
     command = importlib.import_module(module)
-    codes: list[int] = []
-    for group in command.groups(configs):
-        codes += command.run_group(group) if len(group) > 1 else [guarded(command.run, group[0])]
+    code_of: dict[int, int] = {}
+    for numbers in command.groups(configs):
+        group = [configs[number] for number in numbers]
+        codes = command.run_group(group) if len(group) > 1 else [guarded(command.run, group[0])]
+        code_of |= zip(numbers, codes, strict=True)
         if STOPPED in codes:  # a signal stops the sweep, not only the cell it fell into
-            break
-    return codes
+            return list(code_of.values())
+    return [code_of[number] for number in range(len(configs))]
 
 
 def _at_once(module: str, configs: Sequence[DictConfig], n_processes: int) -> list[int]:
@@ -55,7 +60,7 @@ def _at_once(module: str, configs: Sequence[DictConfig], n_processes: int) -> li
     pool = ProcessPoolExecutor(n_processes, mp_context=context, initializer=_begin)
     try:
         cells = [pool.submit(_run_one, module, settings.plain(config)) for config in configs]
-        codes.extend(cell.result() for cell in as_completed(cells))
+        codes.extend(cell.result() for cell in cells)
     except BrokenProcessPool:
         complain(
             "error: a process of the sweep was killed (out of memory?); cells that were done stay: run the same "

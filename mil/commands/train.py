@@ -1,7 +1,6 @@
 """`promptmil train`: features + bank + split -> one run folder."""
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -14,16 +13,15 @@ from rich.progress import Progress
 
 from feature_extraction.commands.licence import check_licence
 from feature_extraction.errors import InputError
-from feature_extraction.files import as_record, publish_json
+from feature_extraction.files import publish_json
 from mil.aggregator import n_scales, part_types
-from mil.cell import TrainRequest
 from mil.commands import settings
+from mil.commands.train_request import request_of
 from mil.commands.unused import say_unused
 from mil.feature_folder import FeatureFolder
-from mil.fit import Course, Training
+from mil.fit import Course
 from mil.freed_memory import keep_freed_memory
 from mil.jobs import complain, guarded
-from mil.module import Optimization
 from mil.stacked import MOST_TOGETHER, apart_because
 from mil.train import TrainResult, train_cell
 from mil.train_together import train_together
@@ -32,7 +30,7 @@ from mil.train_together import train_together
 def run(config: DictConfig) -> int:
     """Train one cell; returns the exit code."""
     keep_freed_memory()
-    request = _request(config)
+    request = request_of(config)
     console = Console(stderr=True)
     check_licence(config.licence_profile, FeatureFolder(request.features[0]).header, console)
     with Progress(console=console, transient=True) as progress:
@@ -64,35 +62,13 @@ def run_group(configs: Sequence[DictConfig]) -> list[int]:
 
 def _trained(configs: Sequence[DictConfig]) -> list[TrainResult | Exception]:
     keep_freed_memory()
-    requests = [_request(config) for config in configs]
+    requests = [request_of(config) for config in configs]
     console = Console(stderr=True)
     check_licence(configs[0].licence_profile, FeatureFolder(requests[0].features[0]).header, console)
     with Progress(console=console, transient=True) as progress:
         name = f"{configs[0].aggregator.name}, {len(configs)} cells as one"
         epochs = progress.add_task(name, total=requests[0].training.max_epochs)
         return train_together(requests, on_epoch=lambda: progress.advance(epochs))
-
-
-def _request(config: DictConfig) -> TrainRequest:
-    return TrainRequest(
-        features=settings.paths(config.features),
-        bank=settings.optional_path(config.bank),
-        split=Path(config.split),
-        out=Path(config.out),
-        fold=int(config.fold),
-        seed=int(config.seed),
-        space=config.space,
-        filter_nontask=bool(config.filter_nontask),
-        in_memory=bool(config.in_memory),
-        words=str(config.words),
-        aggregator=settings.plain(config.aggregator),
-        task=settings.plain(config.task),
-        rule=config.pooling.rule,
-        top_j=settings.top_j(config.pooling.top_j),
-        optimization=as_record(Optimization, settings.plain(config.optimizer), "optimizer"),
-        training=as_record(Training, {**settings.plain(config.trainer), "seed": int(config.seed)}, "trainer"),
-        checkpoint_s=_checkpoint_s(config.checkpoint_s),
-    )
 
 
 def _name(config: DictConfig) -> str:
@@ -126,27 +102,22 @@ def at_once(config: DictConfig) -> int:
     if _is_stacked(config):  # cells on a GPU would only take turns
         return 1
     if asked == "auto":
-        return len(os.sched_getaffinity(0))
+        n_cores = len(os.sched_getaffinity(0))  # where Slurm does not bind a task to its cores, these are all there are
+        return min(n_cores, int(os.environ.get("SLURM_CPUS_PER_TASK", n_cores)))
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise InputError(f"parallel={asked}: expected auto, stacked or a whole number of at least 1")
     return asked
 
 
-def _checkpoint_s(asked: object) -> float:
-    if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 <= asked < math.inf:
-        raise InputError(f"checkpoint_s={asked}: expected a number of seconds, 0 for a checkpoint after each epoch")
-    return float(asked)
-
-
-def groups(configs: Sequence[DictConfig]) -> list[list[DictConfig]]:
-    """Cells of a sweep that are trained as one: they differ in fold and seed only, and their parts can be stacked."""
-    alike: dict[str, list[DictConfig]] = {}
+def groups(configs: Sequence[DictConfig]) -> list[list[int]]:
+    """Numbers of the cells that are trained as one: they differ in fold and seed only and have parts that stack."""
+    alike: dict[str, list[int]] = {}
     for number, config in enumerate(configs):
         plain = settings.plain(config)
         rest = {key: value for key, value in plain.items() if key not in ("fold", "seed")}
         is_one_of_many = _is_stacked(config) and not _alone_because(config)
         key = json.dumps(rest if is_one_of_many else number, sort_keys=True, default=str)
-        alike.setdefault(key, []).append(config)
+        alike.setdefault(key, []).append(number)
     for reason in dict.fromkeys(_alone_because(config) for config in configs if config.parallel == "stacked"):
         if reason:
             complain(f"one by one: {reason}")
