@@ -109,7 +109,9 @@ def _say(config: DictConfig, result: TrainResult, console: Console) -> int:
     state = "trained" if result.is_new else "was done"
     test = result.metrics.get("test")
     figures = f"test {_figures(test)}" if isinstance(test, dict) else ""
-    console.print(f"{result.folder.name} {_name(config)}: {state}; {figures}", soft_wrap=True, markup=False)
+    readings = result.metrics.get("test_readings")
+    again = f"; its test part was read {readings} times" if isinstance(readings, int) and readings > 1 else ""
+    console.print(f"{result.folder.name} {_name(config)}: {state}; {figures}{again}", soft_wrap=True, markup=False)
     return say_unused(console, result.unused)
 
 
