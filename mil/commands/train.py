@@ -82,6 +82,7 @@ def _request(config: DictConfig) -> TrainRequest:
         filter_nontask=bool(config.filter_nontask),
         in_memory=bool(config.in_memory),
         words=str(config.words),
+        permute_labels=_permutation(config.permute_labels),
         aggregator=settings.plain(config.aggregator),
         task=settings.plain(config.task),
         rule=config.pooling.rule,
@@ -93,7 +94,8 @@ def _request(config: DictConfig) -> TrainRequest:
 
 
 def _name(config: DictConfig) -> str:
-    return f"{config.aggregator.name} fold {config.fold} seed {config.seed}"
+    control = f" permuted labels {config.permute_labels}" if config.permute_labels else ""
+    return f"{config.aggregator.name} fold {config.fold} seed {config.seed}{control}"
 
 
 def _say(config: DictConfig, result: TrainResult, console: Console) -> int:
@@ -135,6 +137,12 @@ def _checkpoint_s(asked: object) -> float:
     if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 <= asked < math.inf:
         raise InputError(f"checkpoint_s={asked}: expected a number of seconds, 0 for a checkpoint after each epoch")
     return float(asked)
+
+
+def _permutation(asked: object) -> int:
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 0:
+        raise InputError(f"permute_labels={asked}: expected 0 for the labels as they are, or the seed of a permutation")
+    return asked
 
 
 def groups(configs: Sequence[DictConfig]) -> list[list[DictConfig]]:
