@@ -24,6 +24,7 @@ from mil.fit import Course, Training
 from mil.jobs import complain, guarded
 from mil.module import Optimization
 from mil.stacked import MOST_TOGETHER, apart_because
+from mil.trackers import mirror, require_tracker
 from mil.train import TrainResult, train_cell
 from mil.train_together import train_together
 
@@ -71,6 +72,7 @@ def _trained(configs: Sequence[DictConfig]) -> list[TrainResult | Exception]:
 
 
 def _request(config: DictConfig) -> TrainRequest:
+    require_tracker(config.tracker.name)
     return TrainRequest(
         features=settings.paths(config.features),
         bank=settings.optional_path(config.bank),
@@ -108,6 +110,10 @@ def _say(config: DictConfig, result: TrainResult, console: Console) -> int:
         "unused_slides": dict(result.unused),
     }
     publish_json(Path(config.out) / "summary.json", summary)
+    if result.is_new and config.tracker.name is not None:
+        fault = mirror(result.folder, config.tracker.name)
+        if fault:
+            complain(f"warning: tracker={config.tracker.name}: {result.folder.name} is not mirrored: {fault}")
     state = "trained" if result.is_new else "was done"
     test = result.metrics.get("test")
     figures = f"test {_figures(test)}" if isinstance(test, dict) else ""
