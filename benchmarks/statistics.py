@@ -25,7 +25,11 @@ from mil.intervals import Figures, bootstrap_figures, bootstrap_interval, patien
 from mil.metrics import Predictions, by_patient, slide_metrics
 from mil.metrics_regression import weighted_regression
 from mil.metrics_survival import weighted_concordance
+from mil.null_labels import permuted_labels
+from mil.pooled import pool, read_predictions
 from mil.readable import interval_text
+from mil.runs import find_runs
+from mil.splits import read_split
 from mil.trust.conformal import Score, calibrate, coverage_band, prediction_sets
 from mil.trust.robustness import robustness_index
 from mil.trust.sites import site_predictability
@@ -316,6 +320,25 @@ def permuted(options: argparse.Namespace) -> None:
         _promptmil("train", "-m", *inputs, f"aggregator={aggregator}", *words, "fold=range(0,5)", labels)
     for task in (of_classes, of_times):
         _promptmil("summarize", f"runs={out / 'runs' / task}", f"out={out / 'summary' / task}")
+    many_permutations(out / "runs" / of_classes, out / "splits" / of_classes / "kfold.csv")
+
+
+def many_permutations(runs: Path, split: Path, n: int = 500) -> None:
+    """The words' start costs no training, so that as many permutations can be had as one likes: how far do 20 carry?"""
+    start = [run for run in find_runs(runs) if (run.cell["max_epochs"], run.cell["permute_labels"]) == (0, 1)]
+    rows = pool([read_predictions(run) for run in start]).test
+    if rows is None:
+        raise SystemExit(f"{runs}: no test slide")
+    values: list[float] = []
+    for seed in range(1, n + 1):
+        drawn = {row.slide_id: row.label for row in permuted_labels(read_split(split), seed=seed).rows}
+        labels = np.array([rows.classes.index(drawn[slide_id]) for slide_id in rows.slide_ids])
+        values.append(_metrics(by_patient(replace(rows, labels=labels)))["macro_auc"])
+    spread = np.std(values, ddof=1)
+    print(
+        f"{n} permutations of zero-shot: mean {np.mean(values):.4f} (standard error {spread / np.sqrt(n):.4f}), of one"
+    )
+    print(f"permutation {spread:.3f}, of the mean of 20 {spread / np.sqrt(20):.3f}")
 
 
 def _promptmil(*words: str) -> None:
