@@ -2,6 +2,7 @@
 
     python -P benchmarks/statistics.py [--repeats 1000] [--only sets,intervals,accuracy,folds]
     python -P benchmarks/statistics.py --only sites --features <a folder of `promptmil extract`> --labels <csv>
+    python -P benchmarks/statistics.py --only permuted --features <the same> --labels <csv> --bank <file> --out <folder>
 
 ``-P`` because this file would otherwise stand in for the standard library's ``statistics``.
 """
@@ -14,15 +15,21 @@ from pathlib import Path
 import numpy as np
 from scipy.special import softmax
 
+from feature_extraction.files import publish_text
 from feature_extraction.store import FeatureFile
 from mil.across_folds import across_folds
+from mil.cli import main as promptmil
 from mil.cohort import read_labels
 from mil.confounding import confounding
 from mil.intervals import Figures, bootstrap_figures, bootstrap_interval, patient_draws
 from mil.metrics import Predictions, by_patient, slide_metrics
 from mil.metrics_regression import weighted_regression
 from mil.metrics_survival import weighted_concordance
+from mil.null_labels import permuted_labels
+from mil.pooled import pool, read_predictions
 from mil.readable import interval_text
+from mil.runs import find_runs
+from mil.splits import read_split
 from mil.trust.conformal import Score, calibrate, coverage_band, prediction_sets
 from mil.trust.robustness import robustness_index
 from mil.trust.sites import site_predictability
@@ -39,6 +46,9 @@ def main() -> None:
     parser.add_argument("--only", default="sets,intervals,accuracy,folds")
     parser.add_argument("--features", type=Path)
     parser.add_argument("--labels", type=Path)
+    parser.add_argument("--bank", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--permutations", type=int, default=20)
     options = parser.parse_args()
     parts: dict[str, Callable[[int], None]] = {
         "sets": sets,
@@ -46,6 +56,7 @@ def main() -> None:
         "accuracy": accuracy,
         "folds": folds,
         "sites": lambda _: sites(options.features, options.labels),
+        "permuted": lambda _: permuted(options),
     }
     for name in options.only.split(","):
         print(f"\n## {name}\n", flush=True)
@@ -285,6 +296,71 @@ def sites(features: Path, labels: Path) -> None:
     print(f"Cramer's V of site and class {confounding(names, classes, patients).cramers_v:.2f}")
     print(f"AUC of the site {interval_text(site_predictability(vectors, names, patients).auc)}")
     print(f"robustness index {found.value:.2f} (SO {found.same_class_other_site}, OS {found.other_class_same_site})")
+
+
+def permuted(options: argparse.Namespace) -> None:
+    """Zero-shot, text and random starts, and survival on a real cohort with its patients' labels permuted."""
+    out: Path = options.out
+    times = _with_times(options.labels, out / "times.csv")
+    for task, labels in (("classification", options.labels), ("cox", times)):
+        _promptmil("split", f"labels={labels}", f"task={task}", "folds=5", f"out={out / 'splits' / task}")
+    control = f"permute_labels=range(1,{options.permutations + 1})"
+    of_classes, of_times = "classification", "cox"
+    cells = (
+        (of_classes, "prompt", (f"bank={options.bank}", "trainer.max_epochs=0"), control),
+        (of_classes, "prompt", (f"bank={options.bank}",), control),
+        (of_times, "gated_abmil", (), control),
+        (of_classes, "gated_abmil", (), control),
+        (of_classes, "prompt", (f"bank={options.bank}",), "permute_labels=0"),
+        (of_times, "gated_abmil", (), "permute_labels=0"),
+    )
+    for task, aggregator, words, labels in cells:
+        split = out / "splits" / task / "kfold.csv"
+        inputs = (f"features={options.features}", f"split={split}", f"task={task}", f"out={out / 'runs' / task}")
+        _promptmil("train", "-m", *inputs, f"aggregator={aggregator}", *words, "fold=range(0,5)", labels)
+    for task in (of_classes, of_times):
+        _promptmil("summarize", f"runs={out / 'runs' / task}", f"out={out / 'summary' / task}")
+    many_permutations(out / "runs" / of_classes, out / "splits" / of_classes / "kfold.csv")
+
+
+def many_permutations(runs: Path, split: Path, n: int = 500) -> None:
+    """The words' start costs no training, so that as many permutations can be had as one likes: how far do 20 carry?"""
+    start = [run for run in find_runs(runs) if (run.cell["max_epochs"], run.cell["permute_labels"]) == (0, 1)]
+    rows = pool([read_predictions(run) for run in start]).test
+    if rows is None:
+        raise SystemExit(f"{runs}: no test slide")
+    values: list[float] = []
+    for seed in range(1, n + 1):
+        drawn = {row.slide_id: row.label for row in permuted_labels(read_split(split), seed=seed).rows}
+        labels = np.array([rows.classes.index(drawn[slide_id]) for slide_id in rows.slide_ids])
+        values.append(_metrics(by_patient(replace(rows, labels=labels)))["macro_auc"])
+    spread = np.std(values, ddof=1)
+    print(
+        f"{n} permutations of zero-shot: mean {np.mean(values):.4f} (standard error {spread / np.sqrt(n):.4f}), of one"
+    )
+    print(f"permutation {spread:.3f}, of the mean of 20 {spread / np.sqrt(20):.3f}")
+
+
+def _promptmil(*words: str) -> None:
+    if promptmil(words):
+        raise SystemExit(f"promptmil {' '.join(words)}: failed")
+
+
+def _with_times(labels: Path, into: Path) -> Path:
+    """The cohort with drawn times to an event, shorter for the classes later in the alphabet; a third is censored."""
+    generator = np.random.default_rng(8)
+    rows = read_labels(labels).rows
+    place = {name: number for number, name in enumerate(sorted({row.label for row in rows}))}
+    of_patient = {row.patient_id: place[row.label] for row in sorted(rows, key=lambda row: row.patient_id)}
+    drawn = {
+        patient: (generator.exponential(100 * 3.0**-number), generator.random() < 2 / 3)
+        for patient, number in of_patient.items()
+    }
+    lines = [
+        f"{row.slide_id},{row.patient_id},{drawn[row.patient_id][0]:.3f},{drawn[row.patient_id][1]:d}" for row in rows
+    ]
+    publish_text(into, "\n".join(["slide_id,patient_id,time,event", *lines]) + "\n")
+    return into
 
 
 if __name__ == "__main__":

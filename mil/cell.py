@@ -15,6 +15,7 @@ from mil.aggregator import n_scales
 from mil.feature_folder import BagSet, FeatureFolder, require_space
 from mil.fit import Training
 from mil.module import Optimization
+from mil.null_labels import permuted_labels
 from mil.parts import INITS, Init
 from mil.reads import Reads
 from mil.splits import PARTS, SplitTable
@@ -22,6 +23,8 @@ from mil.task import build_task
 
 AUTO = "auto"
 """Value of ``pooling.top_j`` that lets the validation part choose."""
+PERMUTE_LABELS = "permute_labels"
+"""Key of ``cell.json``: 0 for the labels as they are, else the seed of their permutation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,7 @@ class TrainRequest:
         filter_nontask: Leave out tiles that look like non-task things.
         in_memory: Read every bag into memory first.
         words: ``own``, or a control of `mil.word_controls`.
+        permute_labels: 0, or the seed of a permutation of the labels (`mil.null_labels`): the control without signal.
         aggregator: Composed yaml.
         task: Composed yaml.
         rule: Pooling rule, None for the default of the bank.
@@ -58,6 +62,7 @@ class TrainRequest:
     filter_nontask: bool
     in_memory: bool
     words: str
+    permute_labels: int = 0
     aggregator: Mapping[str, object]
     task: Mapping[str, object]
     rule: str | None
@@ -72,7 +77,8 @@ class CellInputs:
     """Everything read from the files that a request names.
 
     Attributes:
-        split: The split.
+        split: The split; with permuted labels where the request asks for that.
+        split_sha256: Of the split as it is in the file.
         bank: The words, those of the control if it is one; None without text.
         header: Of one feature file of the finest magnification; the others agree with it.
         folder_name: Of the feature folders.
@@ -83,6 +89,7 @@ class CellInputs:
     """
 
     split: SplitTable
+    split_sha256: str
     bank: TextBank | None
     header: FeatureHeader
     folder_name: str
@@ -117,7 +124,9 @@ def read_inputs(request: TrainRequest, reads: Reads | None = None) -> CellInputs
     if init is None:
         raise InputError(f"aggregator.init={request.aggregator.get('init')}: expected {', '.join(INITS)}")
     reads = reads or Reads()
-    split = reads.split(request.split, build_task(request.task).labels)
+    kind = build_task(request.task).labels
+    given = reads.split(request.split, kind)
+    split = permuted_labels(given, seed=request.permute_labels, kind=kind) if request.permute_labels else given
     folders = reads.folders(request.features)
     header = folders[0].header
     _require_scales(request.aggregator, folders)
@@ -141,6 +150,7 @@ def read_inputs(request: TrainRequest, reads: Reads | None = None) -> CellInputs
         bags = replace(bags, bags={slide_id: bag.in_memory() for slide_id, bag in bags.bags.items()})
     return CellInputs(
         split=split,
+        split_sha256=given.sha256(),
         bank=bank,
         header=header,
         folder_name=" + ".join(folder.path.name for folder in folders),
@@ -163,19 +173,20 @@ def _require_scales(aggregator: Mapping[str, object], folders: Sequence[FeatureF
 
 def cell_record(request: TrainRequest, inputs: CellInputs) -> dict[str, object]:
     """The content address of a run, and what `promptmil summarize` groups runs by."""
-    bank, split_sha256 = inputs.bank, inputs.split.sha256()
+    bank = inputs.bank
     determines = {
         "aggregator": dict(request.aggregator),
         "task": dict(request.task),
         "pooling": {"rule": request.rule, "top_j": request.top_j},
         "optimizer": asdict(request.optimization),
         "trainer": asdict(request.training),
-        "split": split_sha256,
+        "split": inputs.split_sha256,
         "fold": request.fold,
         "seed": request.seed,
         "space": inputs.space,
         "filter_nontask": request.filter_nontask,
         "words": request.words,
+        PERMUTE_LABELS: request.permute_labels,
         "features": address(dict(inputs.bags.content)),
         "prompts": bank and bank.prompt_set_sha256,
         "encoder": inputs.header.encoder_fingerprint,
@@ -186,6 +197,7 @@ def cell_record(request: TrainRequest, inputs: CellInputs) -> dict[str, object]:
         "aggregator": str(request.aggregator.get("name", "unnamed")),
         "init": inputs.init,
         "words": request.words,
+        PERMUTE_LABELS: request.permute_labels,
         "space": inputs.space,
         "encoder": inputs.header.encoder,
         "encoder_fingerprint": inputs.header.encoder_fingerprint,
@@ -193,7 +205,7 @@ def cell_record(request: TrainRequest, inputs: CellInputs) -> dict[str, object]:
         "prompt_set": bank and bank.prompt_set,
         "prompt_set_sha256": bank and bank.prompt_set_sha256,
         "split_name": request.split.stem,
-        "split_sha256": split_sha256,
+        "split_sha256": inputs.split_sha256,
         "scheme": inputs.split.scheme,
         "shots": inputs.split.shots,
         "labels": build_task(request.task).labels.name,

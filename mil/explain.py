@@ -100,14 +100,15 @@ def require_one_method(runs: Sequence[LoadedRun]) -> None:
 
 
 def _method(run: LoadedRun) -> dict[str, object]:
-    card = run.card
+    card, cell = run.card, read_json(run.folder / "cell.json")
     return {
         "aggregator": card.aggregator.get("name"),
         "task": card.task.get("_target_"),
         "classes": card.classes,
         "space": card.space,
         "filter_nontask": card.filter_nontask,
-        "prompts": str(read_json(run.folder / "cell.json").get("prompt_set_sha256"))[:8],
+        "prompts": str(cell.get("prompt_set_sha256"))[:8],
+        "permute_labels": cell.get("permute_labels", 0),
     }
 
 

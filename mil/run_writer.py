@@ -1,4 +1,4 @@
-"""A cell that was trained becomes its run folder; the test part is read here, once."""
+"""A cell that was trained becomes its run folder; its test part is opened here (`mil.sealed`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +17,7 @@ from mil.drift import audit
 from mil.fit import Fitted, Fold, Labelled, logits_of
 from mil.predictions import predictions_table
 from mil.runs import write_done
+from mil.sealed import SealedPart, count_reading, readings_before
 from mil.splits import SplitRow
 from mil.task import Outcome, Task
 
@@ -44,8 +45,9 @@ class ReadyCell:
 
     Attributes:
         cell: Which.
-        rows: Of the split, those whose slides can be used, by part.
-        labelled: Bags and targets of each part.
+        rows: Of the split, those of train and val whose slides can be used, by part.
+        labelled: Bags and targets of train and val.
+        test: The test part.
         shots: Training patients of the rarest class.
         task: Fitted to the training part.
         card: Of the model.
@@ -55,6 +57,7 @@ class ReadyCell:
     cell: OpenCell
     rows: Mapping[str, list[SplitRow]]
     labelled: Mapping[str, Labelled]
+    test: SealedPart
     shots: int
     task: Task
     card: ModelCard
@@ -75,6 +78,11 @@ def write_run(ready: ReadyCell, fitted: Fitted) -> dict[str, object]:
         part: _outcome(aggregator, task, bags, batch_size) for part, bags in ready.labelled.items() if bags.bags
     }
     metrics = _metrics(fitted, card, task, {p: (ready.labelled[p], outcome) for p, outcome in outcomes.items()})
+    tables = [_table(ready.rows[p], task, outcome, classes, request.fold, p) for p, outcome in outcomes.items()]
+    if ready.test.n_slides:
+        test = ready.test.read(aggregator, task, classes, batch_size=batch_size)
+        metrics |= {"test": test.figures, "test_readings": readings_before(request.out, folder.name) + 1}
+        tables.append(_table(test.rows, task, test.outcome, classes, request.fold, "test"))
     write_model(folder, aggregator, card)
     drifts = audit(aggregator, classes, card.concepts)
     if drifts:
@@ -83,7 +91,6 @@ def write_run(ready: ReadyCell, fitted: Fitted) -> dict[str, object]:
             "prototypes": len(drifts),
             "red": [f"{one.part} {one.name}" for one in drifts if one.is_red],
         }
-    tables = [_table(ready.rows[p], task, outcome, classes, request.fold, p) for p, outcome in outcomes.items()]
     publish_text(folder / "predictions.csv", pd.concat(tables).to_csv(index=False))
     determined_by = yaml.safe_dump(cell.record["determined_by"], sort_keys=False, allow_unicode=True)
     publish_text(folder / "config.yaml", determined_by)
@@ -93,6 +100,8 @@ def write_run(ready: ReadyCell, fitted: Fitted) -> dict[str, object]:
     publish_json(folder / "cell.json", cell.record)
     publish_json(folder / "metrics.json", metrics)
     write_done(folder)
+    if ready.test.n_slides:
+        count_reading(request.out, folder.name)
     return metrics
 
 
@@ -110,7 +119,7 @@ def _table(
 def _metrics(
     fitted: Fitted, card: ModelCard, task: Task, parts: Mapping[str, tuple[Labelled, Outcome]]
 ) -> dict[str, object]:
-    """What the run says of itself; the test part is read here, once."""
+    """What the run says of itself before the test part is opened."""
     found: dict[str, object] = {
         part: task.metrics(labelled.labels, outcome, card.classes)
         for part, (labelled, outcome) in parts.items()

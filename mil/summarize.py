@@ -16,6 +16,7 @@ from mil.drift_figures import WordDrift, word_drifts
 from mil.fold_figures import over_folds
 from mil.intervals import LEVELS, RESAMPLES, Estimate, Level, bootstrap_interval
 from mil.methods import Method, group_methods, reference_of
+from mil.null_checks import NullCheck, null_checks, null_warnings, real_and_null
 from mil.run_figures import RunFigure, predicts_a_class, run_figures
 from mil.runs import find_runs, unfinished_runs
 
@@ -60,6 +61,7 @@ class Summary:
         warnings: What a reader must not overlook.
         of_runs: Figures that the runs computed themselves, ordered by shots, then name.
         drifts: How far each prototype went from its word.
+        null_checks: Methods on permuted labels; their runs are in no other figure.
     """
 
     methods: tuple[Method, ...]
@@ -70,6 +72,7 @@ class Summary:
     warnings: tuple[str, ...]
     of_runs: tuple[RunFigure, ...] = ()
     drifts: tuple[WordDrift, ...] = ()
+    null_checks: tuple[NullCheck, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -90,13 +93,14 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
     Raises:
         InputError: No finished run with a labelled test slide, an unknown reference, or runs that contradict another.
     """
-    runs = find_runs(root)
-    unfinished = tuple(path.relative_to(root).as_posix() for path in unfinished_runs(root, runs))
+    found = find_runs(root)
+    unfinished = tuple(path.relative_to(root).as_posix() for path in unfinished_runs(root, found))
+    runs, checks = real_and_null(found)[0], null_checks(found, resamples=resamples, seed=seed)
     methods, left_out = group_methods([run for run in runs if predicts_a_class(run)])
     of_runs, drifts = run_figures(runs, resamples=resamples, seed=seed), word_drifts(runs)
-    if not methods and not of_runs:
+    if not methods and not of_runs and not checks:
         raise InputError(
-            f"runs={root}: expected finished runs with labelled test slides, got {len(runs)} finished and "
+            f"runs={root}: expected finished runs with labelled test slides, got {len(found)} finished and "
             f"{len(unfinished)} unfinished runs; train first, or finish them"
         )
     results = _results(methods, resamples=resamples, seed=seed)
@@ -109,11 +113,17 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
         methods=tuple(methods),
         results=tuple(results),
         comparisons=tuple(comparisons),
-        n_runs=len(runs),
+        n_runs=len(found),
         unfinished=unfinished,
-        warnings=(*_warnings(methods, unfinished, unlabelled), *_gaps_of_runs(of_runs), *_lost_words(drifts)),
+        warnings=(
+            *_warnings(methods, unfinished, unlabelled),
+            *_gaps_of_runs(of_runs),
+            *_lost_words(drifts),
+            *null_warnings(checks),
+        ),
         of_runs=tuple(of_runs),
         drifts=tuple(drifts),
+        null_checks=tuple(checks),
     )
 
 

@@ -9,6 +9,7 @@ from mil.drift_figures import drift_table
 from mil.intervals import LEVELS, Estimate, Level
 from mil.methods import Method, shots_text, val_score
 from mil.metrics import LOWER_IS_BETTER, METRICS, RECALL
+from mil.null_checks import null_table
 from mil.readable import READABLE, fold_text, interval_text, p_text
 from mil.report import Table
 from mil.run_figures import RunFigure
@@ -28,6 +29,7 @@ def summary_tables(summary: Summary, *, level: Level, rank_by: str | None) -> li
     """
     of_runs = [figures_of_runs(summary)] if summary.of_runs else []
     of_runs += [drift_table(summary.drifts)] if summary.drifts else []
+    of_runs += [null_table(summary.null_checks)] if summary.null_checks else []
     if not summary.methods:
         return of_runs
     tables = [by_shots(summary, level=level), figures_of(summary, level="patient"), figures_of(summary, level="slide")]

@@ -27,7 +27,8 @@ from mil.losses import InstanceClusters
 from mil.resume import CHECKPOINT, Checkpoints, tidy
 from mil.run_writer import OpenCell, ReadyCell, write_run
 from mil.runs import check_run, lock_of
-from mil.splits import PARTS, SplitRow
+from mil.sealed import SealedPart
+from mil.splits import SplitRow
 from mil.task import Task, build_task
 from mil.text import prototypes, task_concepts, words_of
 from mil.zeroshot import choose_top_j, resolve_pooling
@@ -126,7 +127,7 @@ def prepare(cell: OpenCell) -> ReadyCell:
     """
     request, inputs = cell.request, cell.inputs
     lightning.seed_everything(request.seed, verbose=False)
-    parts = {part: _usable(inputs, request.fold, part) for part in PARTS}
+    parts = {part: _usable(inputs, request.fold, part) for part in ("train", "val")}
     task, words = build_task(request.task), words_of(inputs.bank)
     classes = task.classes([row.label for row in inputs.split.rows], words)
     labelled = {part: _labelled(rows, inputs.bags, task, classes) for part, rows in parts.items()}
@@ -140,8 +141,17 @@ def prepare(cell: OpenCell) -> ReadyCell:
     task.fit(torch.tensor(list(labelled["train"].labels)), len(classes))
     card = replace(card, learned=task.state())
     _fit_parts(aggregator, labelled["train"].bags)
-    shots = _shots(parts["train"], task)
-    return ReadyCell(cell=cell, rows=parts, labelled=labelled, shots=shots, task=task, card=card, aggregator=aggregator)
+    tested = _usable(inputs, request.fold, "test")
+    return ReadyCell(
+        cell=_without_bags(cell),
+        rows=parts,
+        labelled=labelled,
+        test=SealedPart(tested, _labelled(tested, inputs.bags, task, classes)),
+        shots=_shots(parts["train"], task),
+        task=task,
+        card=card,
+        aggregator=aggregator,
+    )
 
 
 def finish(ready: ReadyCell, fitted: Fitted) -> TrainResult:
@@ -157,6 +167,11 @@ def _fit_parts(aggregator: Aggregator, bags: Sequence[Bag]) -> None:
     if not all(torch.isfinite(of_scale).all() for of_scale in tiles):
         require_finite(bags)  # parts that cluster would end with an error that names no slide
     aggregator.fit_parts(*tiles)
+
+
+def _without_bags(cell: OpenCell) -> OpenCell:
+    """What goes along with training must not hold the test bags either."""
+    return replace(cell, inputs=replace(cell.inputs, bags=replace(cell.inputs.bags, bags={})))
 
 
 def _usable(inputs: CellInputs, fold: int, part: str) -> list[SplitRow]:

@@ -13,6 +13,7 @@ from mil.figures import summary_figures
 from mil.intervals import LEVELS, Level
 from mil.methods import shots_text
 from mil.metrics import METRICS
+from mil.null_checks import null_lines, null_record
 from mil.report import as_markdown, write_report
 from mil.summarize import Summary, results_csv, summarize
 from mil.tables import by_shots, summary_tables
@@ -74,6 +75,7 @@ def _record(summary: Summary) -> dict[str, object]:
         "runs": summary.n_runs,
         "unfinished": list(summary.unfinished),
         "warnings": list(summary.warnings),
+        "permuted_labels": [null_record(check) for check in summary.null_checks],
         "methods": [
             {
                 "method": method.name,
@@ -101,6 +103,8 @@ def _say(summary: Summary, level: Level, out: Path) -> None:
         console.print(f"{row[0]}  balanced accuracy  {'; '.join(cells)}", soft_wrap=True, markup=False)
     for figure in summary.of_runs:
         line = f"{figure.title}  {figure.metric} {figure.mean:.3f} (mean of {len(figure.values)} runs)"
+        console.print(line, soft_wrap=True, markup=False)
+    for line in null_lines(summary.null_checks):
         console.print(line, soft_wrap=True, markup=False)
     n_methods = len({method.title for method in (*summary.methods, *summary.of_runs)})
     shots = ", ".join(dict.fromkeys(shots_text(method.shots) for method in summary.methods))

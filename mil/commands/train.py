@@ -23,6 +23,7 @@ from mil.fit import Course
 from mil.freed_memory import keep_freed_memory
 from mil.jobs import complain, guarded
 from mil.stacked import MOST_TOGETHER, apart_because
+from mil.trackers import mirror, require_tracker
 from mil.train import TrainResult, train_cell
 from mil.train_together import train_together
 
@@ -30,6 +31,7 @@ from mil.train_together import train_together
 def run(config: DictConfig) -> int:
     """Train one cell; returns the exit code."""
     keep_freed_memory()
+    require_tracker(config.tracker.name)
     request = request_of(config)
     console = Console(stderr=True)
     check_licence(config.licence_profile, FeatureFolder(request.features[0]).header, console)
@@ -62,6 +64,7 @@ def run_group(configs: Sequence[DictConfig]) -> list[int]:
 
 def _trained(configs: Sequence[DictConfig]) -> list[TrainResult | Exception]:
     keep_freed_memory()
+    require_tracker(configs[0].tracker.name)
     requests = [request_of(config) for config in configs]
     console = Console(stderr=True)
     check_licence(configs[0].licence_profile, FeatureFolder(requests[0].features[0]).header, console)
@@ -72,7 +75,8 @@ def _trained(configs: Sequence[DictConfig]) -> list[TrainResult | Exception]:
 
 
 def _name(config: DictConfig) -> str:
-    return f"{config.aggregator.name} fold {config.fold} seed {config.seed}"
+    control = f" permuted labels {config.permute_labels}" if config.permute_labels else ""
+    return f"{config.aggregator.name} fold {config.fold} seed {config.seed}{control}"
 
 
 def _say(config: DictConfig, result: TrainResult, console: Console) -> int:
@@ -85,10 +89,16 @@ def _say(config: DictConfig, result: TrainResult, console: Console) -> int:
         "unused_slides": dict(result.unused),
     }
     publish_json(Path(config.out) / "summary.json", summary)
+    if result.is_new and config.tracker.name is not None:
+        fault = mirror(result.folder, config.tracker.name)
+        if fault:
+            complain(f"warning: tracker={config.tracker.name}: {result.folder.name} is not mirrored: {fault}")
     state = "trained" if result.is_new else "was done"
     test = result.metrics.get("test")
     figures = f"test {_figures(test)}" if isinstance(test, dict) else ""
-    console.print(f"{result.folder.name} {_name(config)}: {state}; {figures}", soft_wrap=True, markup=False)
+    readings = result.metrics.get("test_readings")
+    again = f"; its test part was read {readings} times" if isinstance(readings, int) and readings > 1 else ""
+    console.print(f"{result.folder.name} {_name(config)}: {state}; {figures}{again}", soft_wrap=True, markup=False)
     return say_unused(console, result.unused)
 
 

@@ -30,6 +30,7 @@ def request_of(config: DictConfig) -> TrainRequest:
         filter_nontask=bool(config.filter_nontask),
         in_memory=bool(config.in_memory),
         words=str(config.words),
+        permute_labels=_permutation(config.permute_labels),
         aggregator=settings.plain(config.aggregator),
         task=settings.plain(config.task),
         rule=config.pooling.rule,
@@ -44,3 +45,9 @@ def _checkpoint_s(asked: object) -> float:
     if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 <= asked < math.inf:
         raise InputError(f"checkpoint_s={asked}: expected a number of seconds, 0 for a checkpoint after each epoch")
     return float(asked)
+
+
+def _permutation(asked: object) -> int:
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 0:
+        raise InputError(f"permute_labels={asked}: expected 0 for the labels as they are, or the seed of a permutation")
+    return asked
