@@ -159,8 +159,9 @@ def test_a_later_search_maps_what_was_checked_and_checks_what_has_changed(tmp_pa
     assert open_searched(folder, "S1", "joint", noted).expected is None
     assert open_searched(folder, "S1", "joint", noted, is_trusted=False).expected is not None
     assert ask(tmp_path, wanted).hits == before.hits
-    planted_again = rows(9, seed=77, dim=DIM)
-    write(tmp_path, "S1", planted_again)
+    write(tmp_path, "S2", rows(30, seed=77, dim=DIM), normalized=False)  # as long as before
+    assert open_searched(folder, "S2", "joint", noted).expected is not None
+    write(tmp_path, "S1", rows(9, seed=77, dim=DIM))
     assert open_searched(folder, "S1", "joint", noted).rows.n_tiles == 9
     assert ask(tmp_path, wanted).n_tiles == before.n_tiles - 21
     (tmp_path / FOLDER / "joint.json").write_text("{")
