@@ -17,10 +17,9 @@ from feature_extraction.errors import DamagedFileError
 from feature_extraction.files import as_record, publish
 from feature_extraction.header import FeatureHeader
 from feature_extraction.seal import check_seal, sealed
+from feature_extraction.stored_rows import StoredRows, rows_a_block
 
 SCHEMA_VERSION = 1
-BLOCK_BYTES = 1 << 20
-"""Each checksum covers about this many bytes of features, whole rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +158,28 @@ class FeatureFile:
             self._compare(rows, _dataset(file, f"checksums_{space}", self.path)[:])
         return rows
 
+    def stored(self, space: str) -> tuple[StoredRows, UInt64[np.ndarray, " block"]]:
+        """Where the embeddings of ``space`` lie, and the checksum of each block, none of them checked yet.
+
+        Raises:
+            DamagedFileError: The file does not hold that space.
+        """
+        suffix = "" if space == self.header.space else f"_{space}"
+        with _open(self.path) as file:
+            rows, coords = (_dataset(file, name, self.path) for name in (f"features{suffix}", "coords"))
+            expected: UInt64[np.ndarray, " block"] = _dataset(file, f"checksums{suffix}", self.path)[:-1]
+            offsets = [place if (place := found.id.get_offset()) is not None else -1 for found in (rows, coords)]
+            place = StoredRows(
+                path=self.path,
+                offset=offsets[0],
+                coords_offset=offsets[1],
+                n_tiles=rows.shape[0],
+                width=rows.shape[1],
+                dtype=str(rows.dtype),
+                is_unit=self.header.normalized if not suffix else space == "joint",
+            )
+        return place, expected
+
     def _compare(self, rows: Shaped[np.ndarray, "tile dim"], expected: UInt64[np.ndarray, " block"]) -> None:
         if not np.array_equal(checksums(rows, self.coords_lv0), expected):
             raise DamagedFileError(
@@ -193,10 +214,9 @@ def checksums(
     features: Shaped[np.ndarray, "tile dim"], coords_lv0: Int64[np.ndarray, "tile 2"]
 ) -> UInt64[np.ndarray, " block"]:
     """One 64-bit checksum for each block of whole rows of about 1 MiB, and a last one for the coordinates."""
-    row_bytes = max(1, features.shape[1] * features.dtype.itemsize)
-    rows_a_block = max(1, BLOCK_BYTES // row_bytes)
-    blocks = [features[start : start + rows_a_block] for start in range(0, len(features), rows_a_block)]
-    return np.array([_checksum(block) for block in [*blocks, coords_lv0]], dtype=np.uint64)
+    size = rows_a_block(features.shape[1] * features.dtype.itemsize)
+    blocks = [features[start : start + size] for start in range(0, len(features), size)]
+    return np.array([block_checksum(block) for block in [*blocks, coords_lv0]], dtype=np.uint64)
 
 
 def content_sha256(features: Shaped[np.ndarray, "tile dim"], coords_lv0: Int64[np.ndarray, "tile 2"]) -> str:
@@ -206,7 +226,8 @@ def content_sha256(features: Shaped[np.ndarray, "tile dim"], coords_lv0: Int64[n
     return digest.hexdigest()
 
 
-def _checksum(values: Shaped[np.ndarray, "..."]) -> int:
+def block_checksum(values: Shaped[np.ndarray, "..."]) -> int:
+    """The 64-bit checksum of one block of rows."""
     data = np.ascontiguousarray(values).data
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "predict": ("mil.commands.predict", "run + features -> predictions"),
     "summarize": ("mil.commands.summarize", "sweep -> tables with intervals, report.html"),
     "heatmap": ("mil.commands.heatmap", "run + features -> contributions, PNG, GeoJSON for QuPath"),
+    "search": ("mil.commands.search", "words, or a tile, + features -> the tiles most like them, with pictures"),
 }
 ACTIONS = {  # a second word, and the configuration it is composed from
     "extract submit": (
@@ -242,9 +243,16 @@ def flags_first(words: Sequence[str]) -> list[str]:
 
 
 def _as_plain_keys(word: str) -> list[str]:
-    """Let ``prompts=`` take a name or a path, and ``encoder=`` a list: Hydra would read both as choices of a group."""
+    """Let ``prompts=`` take a name or a path, and ``encoder=`` a list: Hydra would read both as choices of a group.
+
+    What is searched for is taken as it is typed: commas and brackets in it are no syntax.
+    """
     if word.startswith(PROMPTS_KEY):
         return [f"prompts.set={word.removeprefix(PROMPTS_KEY)}"]
+    asked = re.fullmatch(r"(text|like)=([^\['\"].*)", word, flags=re.DOTALL)
+    if asked and asked[2] != "null":
+        escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", asked[2]).replace("'", "\\'")
+        return [f"{asked[1]}='{escaped}'"]
     several = re.fullmatch(r"encoder=\[([\w-]+)((?:,[\w-]+)+)\]", word.replace(" ", ""))
     return [f"encoder={several[1]}", f"also_encoders=[{several[2][1:]}]"] if several else [word]
 

@@ -72,10 +72,28 @@ def read_labels(path: Path, *, slide_is_patient: bool = False, kind: LabelKind =
         )
         for line in lines.values()
     )
-    _require_unique(path, rows)
+    _require_once(path, [row.slide_id for row in rows])
     require_readable(str(path), ((row.slide_id, row.label) for row in rows), kind)
     _require_one_label(path, rows)
     return Cohort(rows=rows)
+
+
+def read_patients(path: Path, *, slide_is_patient: bool = False) -> dict[str, str]:
+    """Slide to patient, of a CSV with the columns ``slide_id, patient_id``; it need not have labels.
+
+    Args:
+        path: The table.
+        slide_is_patient: Each slide is its own patient; only for a table without a ``patient_id`` column.
+
+    Raises:
+        InputError: A column or a value is missing, or a slide is there twice.
+    """
+    columns, lines = read_rows(path)
+    _require_columns(path, columns, (), slide_is_patient=slide_is_patient)
+    patient_column = "slide_id" if slide_is_patient else "patient_id"
+    _require_values(path, lines, ("slide_id", patient_column))
+    _require_once(path, [line["slide_id"] for line in lines.values()])
+    return {line["slide_id"]: line[patient_column] for line in lines.values()}
 
 
 def read_rows(path: Path, *, delimiter: str = ",") -> tuple[tuple[str, ...], dict[int, dict[str, str]]]:
@@ -155,8 +173,8 @@ def _require_values(path: Path, lines: Mapping[int, Mapping[str, str]], columns:
         raise InputError(f"{path}: a value is missing in {listed(faults)}; fill it in, or remove the row")
 
 
-def _require_unique(path: Path, rows: Sequence[CohortRow]) -> None:
-    twice = [slide_id for slide_id, count in Counter(row.slide_id for row in rows).items() if count > 1]
+def _require_once(path: Path, slide_ids: Sequence[str]) -> None:
+    twice = [slide_id for slide_id, count in Counter(slide_ids).items() if count > 1]
     if twice:
         raise InputError(f"{path}: slide {listed(twice)} is there more than once; keep one row a slide")
 
