@@ -11,6 +11,7 @@ from feature_extraction.errors import InputError
 from mil.cohort import listed
 from mil.metrics import Predictions, slide_metrics
 from mil.pooled import RunPredictions, pool, read_predictions, val_predictions
+from mil.repeats import Repeat, repeats_of
 from mil.runs import Run
 
 _OWN_TO_A_RUN = frozenset({"cell", "fold", "seed"})
@@ -43,11 +44,12 @@ class Method:
         missing_folds: Those that other methods of the sweep have on this split.
         seeds: All seeds.
         uneven_folds: Folds that lack a seed which other folds have.
-        predictions: Out-of-fold, one row a slide.
+        predictions: Out-of-fold, one row a slide; with several repeats, the mean over them, which no figure is made of.
         unlabelled: Test slides without a label.
         never_tested: Slides trained or validated on that are test in no run.
         runs: What each run predicted.
         run_folds: The fold of each.
+        repeats: The drawings of its folds; one, unless a slide is test in several.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Method:
     never_tested: tuple[str, ...]
     runs: tuple[RunPredictions, ...]
     run_folds: tuple[int, ...]
+    repeats: tuple[Repeat, ...]
 
     @property
     def aggregator(self) -> str:
@@ -120,6 +123,7 @@ def _method(group: Sequence[Run], name: str, expected_folds: Iterable[int]) -> M
         seeds[_whole(run, "fold")].add(_whole(run, "seed"))
     every_seed = set[int]().union(*seeds.values())
     cell = group[0].cell
+    run_folds = tuple(_whole(run, "fold") for run in group)
     return Method(
         name=name,
         cell=cell,
@@ -132,7 +136,8 @@ def _method(group: Sequence[Run], name: str, expected_folds: Iterable[int]) -> M
         unlabelled=pooled.unlabelled,
         never_tested=pooled.never_tested,
         runs=predicted,
-        run_folds=tuple(_whole(run, "fold") for run in group),
+        run_folds=run_folds,
+        repeats=repeats_of(predicted, run_folds, scheme=str(cell.get("scheme"))),
     )
 
 

@@ -49,35 +49,47 @@ class Figure:
     caption: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """Tables and pictures about one thing.
+
+    Attributes:
+        title: Heading; empty for none.
+        tables: In their order.
+        figures: In their order, after the first table.
+    """
+
+    title: str = ""
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+
+
 def write_report(
     path: Path,
     *,
     title: str,
-    tables: Sequence[Table] = (),
-    figures: Sequence[Figure] = (),
+    sections: Sequence[Section],
     notes: Sequence[str] = (),
     warnings: Sequence[str] = (),
 ) -> None:
-    """Write the page: title, warnings, notes, then figures and tables.
+    """Write the page: title, warnings, notes, then the sections with a list of them.
 
     Args:
         path: The HTML file.
         title: Heading.
-        tables: In the order given.
-        figures: In the order given; embedded.
+        sections: In the order given; pictures are embedded.
         notes: Plain sentences.
         warnings: What a reader must not overlook, such as missing folds; stands first.
 
     Raises:
         InputError: A figure is no PNG, or a row is not as long as the header.
     """
-    publish_text(path, render_report(title=title, tables=tables, figures=figures, notes=notes, warnings=warnings))
+    publish_text(path, render_report(title=title, sections=sections, notes=notes, warnings=warnings))
 
 
-def render_report(
-    *, title: str, tables: Sequence[Table], figures: Sequence[Figure], notes: Sequence[str], warnings: Sequence[str]
-) -> str:
+def render_report(*, title: str, sections: Sequence[Section], notes: Sequence[str], warnings: Sequence[str]) -> str:
     """The page's text; every string in it is escaped."""
+    tables = [table for section in sections for table in section.tables]
     uneven = [table.title for table in tables for row in table.rows if len(row) != len(table.columns)]
     if uneven:
         raise InputError(f"report: table {uneven[0]!r} has a row of another length than its header")
@@ -85,8 +97,7 @@ def render_report(
     template = environment.from_string((files("mil") / TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         title=title,
-        tables=tables,
-        figures=[(figure, _base64(figure)) for figure in figures],
+        sections=[(section, [(figure, _base64(figure)) for figure in section.figures]) for section in sections],
         notes=notes,
         warnings=warnings,
     )

@@ -18,6 +18,7 @@ from mil.intervals import LEVELS, RESAMPLES, Estimate, Level, bootstrap_interval
 from mil.methods import Method, group_methods, reference_of
 from mil.run_figures import RunFigure, predicts_a_class, run_figures
 from mil.runs import find_runs, unfinished_runs
+from mil.trusted import MethodTrust, trust_of
 
 ZEROSHOT = "zeroshot"
 RELIABLE_ECE_PATIENTS = 200
@@ -60,6 +61,7 @@ class Summary:
         warnings: What a reader must not overlook.
         of_runs: Figures that the runs computed themselves, ordered by shots, then name.
         drifts: How far each prototype went from its word.
+        trust: How far each method may be believed, in their order.
     """
 
     methods: tuple[Method, ...]
@@ -70,6 +72,7 @@ class Summary:
     warnings: tuple[str, ...]
     of_runs: tuple[RunFigure, ...] = ()
     drifts: tuple[WordDrift, ...] = ()
+    trust: tuple[MethodTrust, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -114,6 +117,7 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
         warnings=(*_warnings(methods, unfinished, unlabelled), *_gaps_of_runs(of_runs), *_lost_words(drifts)),
         of_runs=tuple(of_runs),
         drifts=tuple(drifts),
+        trust=tuple(trust_of(method, resamples=resamples, seed=seed) for method in methods),
     )
 
 
@@ -205,11 +209,11 @@ def provenance(method: Method | RunFigure) -> dict[str, str]:
     pooling = cell.get("pooling")
     rule = pooling if isinstance(pooling, Mapping) else {}
     return {
-        "method": _text(method.name),
-        **{name: _text(cell.get(name)) for name in _PROVENANCE},
+        "method": safe_text(method.name),
+        **{name: safe_text(cell.get(name)) for name in _PROVENANCE},
         "shots": "all" if method.shots is None else str(method.shots),
-        "pooling_rule": _text(rule.get("rule")),
-        "pooling_top_j": _text(rule.get("top_j")),
+        "pooling_rule": safe_text(rule.get("rule")),
+        "pooling_top_j": safe_text(rule.get("top_j")),
     }
 
 
@@ -217,7 +221,7 @@ def _result_cells(result: Result) -> dict[str, str]:
     estimate = result.estimate
     return {
         "level": result.level,
-        "metric": _text(result.metric),
+        "metric": safe_text(result.metric),
         "value": _number(estimate.value),
         "low": _number(estimate.low),
         "high": _number(estimate.high),
@@ -226,7 +230,7 @@ def _result_cells(result: Result) -> dict[str, str]:
         "folds": " ".join(map(str, result.method.folds)),
         "missing_folds": " ".join(map(str, result.method.missing_folds)),
         "seeds": " ".join(map(str, result.method.seeds)),
-        "reason": _text(estimate.reason),
+        "reason": safe_text(estimate.reason),
         **_fold_cells(result.over_folds),
     }
 
@@ -238,7 +242,7 @@ def _run_cells(figure: RunFigure) -> list[dict[str, str]]:
     return [
         {
             "level": level,
-            "metric": _text(figure.metric),
+            "metric": safe_text(figure.metric),
             "value": _number(estimate.value),
             "low": _number(estimate.low),
             "high": _number(estimate.high),
@@ -247,7 +251,7 @@ def _run_cells(figure: RunFigure) -> list[dict[str, str]]:
             "folds": " ".join(map(str, figure.folds)),
             "missing_folds": " ".join(map(str, figure.missing_folds)),
             "seeds": "",
-            "reason": _text(estimate.reason),
+            "reason": safe_text(estimate.reason),
             **_fold_cells(figure.over_folds if level == "slide" else None),
         }
         for level, estimate in (figure.pooled or {"slide": nothing}).items()
@@ -266,7 +270,7 @@ def _number(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _text(value: object) -> str:
+def safe_text(value: object) -> str:
     """A cell that a spreadsheet will not run as a formula."""
     text = "" if value is None else str(value)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

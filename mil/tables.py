@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 from mil.across_folds import AcrossFolds
 from mil.comparisons import Comparison
-from mil.drift_figures import drift_table
 from mil.intervals import LEVELS, Estimate, Level
 from mil.methods import Method, shots_text, val_score
 from mil.metrics import LOWER_IS_BETTER, METRICS, RECALL
@@ -16,29 +15,6 @@ from mil.summarize import RELIABLE_ECE_PATIENTS, Summary, provenance
 
 _SHOWN_COMPARISONS = ("balanced_accuracy", "macro_auc", "nll")
 _SHORT_HASH = 8
-
-
-def summary_tables(summary: Summary, *, level: Level, rank_by: str | None) -> list[Table]:
-    """The tables of the report, in its order.
-
-    Args:
-        summary: What to show.
-        level: Of the tables that show one level.
-        rank_by: Figure to rank methods by on validation slides; None ranks nothing.
-    """
-    of_runs = [figures_of_runs(summary)] if summary.of_runs else []
-    of_runs += [drift_table(summary.drifts)] if summary.drifts else []
-    if not summary.methods:
-        return of_runs
-    tables = [by_shots(summary, level=level), figures_of(summary, level="patient"), figures_of(summary, level="slide")]
-    tables.append(recalls(summary, level=level))
-    if summary.comparisons:
-        tables.append(differences(summary, level=level))
-    if any(result.over_folds is not None for result in summary.results):
-        tables.append(over_folds(summary, level=level))
-    if rank_by is not None:
-        tables.append(ranking(summary.methods, rank_by))
-    return [*tables, *of_runs, provenances(summary)]
 
 
 def by_shots(summary: Summary, *, level: Level) -> Table:

@@ -1,4 +1,4 @@
-"""`promptmil summarize`: a sweep -> results.csv, results.md, report.html."""
+"""`promptmil summarize`: a sweep -> results.csv, trust.csv, results.md, report.html."""
 
 from pathlib import Path
 from typing import cast
@@ -9,13 +9,14 @@ from rich.console import Console
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_json, publish_text
 from mil.cohort import listed
-from mil.figures import summary_figures
 from mil.intervals import LEVELS, Level
 from mil.methods import shots_text
 from mil.metrics import METRICS
 from mil.report import as_markdown, write_report
+from mil.sections import report_sections, tables_of
 from mil.summarize import Summary, results_csv, summarize
-from mil.tables import by_shots, summary_tables
+from mil.tables import by_shots
+from mil.trust_tables import trust_csv
 
 PARTLY_FAILED = 3
 FEWEST_RESAMPLES = 100
@@ -28,16 +29,17 @@ def run(config: DictConfig) -> int:
         Path(config.runs), reference=config.reference, resamples=int(config.resamples), seed=int(config.seed)
     )
     level = cast("Level", config.level)
-    tables = summary_tables(summary, level=level, rank_by=config.rank_by)
+    sections = report_sections(summary, level=level, rank_by=config.rank_by)
+    tables = tables_of(sections)
     notes = _notes(summary, resamples=int(config.resamples))
     out = Path(config.out)
     publish_text(out / "results.csv", results_csv(summary.results, summary.of_runs))
+    publish_text(out / "trust.csv", trust_csv(summary.trust))
     publish_text(out / "results.md", as_markdown("Results", tables, [*summary.warnings, *notes]))
     write_report(
         out / "report.html",
         title="Results of a sweep",
-        tables=tables,
-        figures=summary_figures(summary, level=level) if summary.methods else [],
+        sections=sections,
         notes=notes,
         warnings=summary.warnings,
     )
