@@ -20,7 +20,7 @@ MARKERS = "osD^vPX*"
 PANELS_A_ROW = 4
 MOST_PANELS = 12
 INK, SOFT, LINE = "#1c2530", "#5c6773", "#dfe4e9"
-DPI = 150
+DPI = 200
 
 
 def shown_methods(methods: Sequence[Method]) -> list[Method]:

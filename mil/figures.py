@@ -105,7 +105,7 @@ def shots_figure(summary: Summary, *, level: Level) -> Figure:
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, labelcolor=INK, fontsize=8.5)
     return Figure(
-        title="Balanced accuracy by number of training labels",
+        title="Few-shot curve",
         png=png_of(canvas),
         caption=f"Level: {level}. Bars are 95 % intervals from resampled patients; the dotted line is chance, the "
         "dashed one zero-shot where the sweep has it. Shots are training patients per class.",
@@ -183,7 +183,7 @@ def _draw_confusion(axes: Axes, rows: Predictions) -> None:
             colour = "white" if shares[true, said] > 0.55 else INK
             axes.text(said, true, str(counts[true, said]), ha="center", va="center", color=colour, fontsize=9)
     names = [_short(name) for name in rows.classes]
-    axes.set_xticks(range(n_classes), names, rotation=30 if n_classes > 3 else 0)
+    axes.set_xticks(range(n_classes), names, rotation=30, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(n_classes), names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")

@@ -99,9 +99,9 @@ def named_groups(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     """Runs that differ in fold and seed only, together under a name."""
     groups: defaultdict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        groups[json.dumps(_identity(run.cell), sort_keys=True)].append(run)
+        groups[json.dumps(identity_of(run.cell), sort_keys=True)].append(run)
     members = list(groups.values())
-    return list(zip(_names([_identity(group[0].cell) for group in members]), members, strict=True))
+    return list(zip(_names([identity_of(group[0].cell) for group in members]), members, strict=True))
 
 
 def val_score(method: Method, metric: str) -> float:
@@ -155,15 +155,6 @@ def _whole(run: Run, key: str) -> int:
     if not isinstance(value, int):
         raise InputError(f"{run.folder}: cell.json has {key}={value!r}, expected a whole number; run it again")
     return value
-
-
-def _identity(cell: Mapping[str, object]) -> dict[str, str]:
-    """Everything that runs of one method share, flattened to ``pooling.rule`` and the like, as text."""
-    flat: dict[str, str] = {}
-    for name, value in cell.items():
-        if name not in _OWN_TO_A_RUN:
-            _flatten(value, name, flat)
-    return flat
 
 
 def _flatten(value: object, name: str, into: dict[str, str]) -> None:
@@ -225,6 +216,15 @@ def _told_apart(names: Sequence[str], identities: Sequence[Mapping[str, str]]) -
     ]
 
 
+def identity_of(cell: Mapping[str, object]) -> dict[str, str]:
+    """Everything that runs of one method share, flattened to ``pooling.rule`` and the like, as text."""
+    flat: dict[str, str] = {}
+    for name, value in cell.items():
+        if name not in _OWN_TO_A_RUN:
+            _flatten(value, name, flat)
+    return flat
+
+
 def reference_of(method: Method, methods: Sequence[Method], reference: str) -> Method | None:
     """The method to compare with: of those so named, the one that shares most; None for a reference itself.
 
@@ -242,8 +242,8 @@ def reference_of(method: Method, methods: Sequence[Method], reference: str) -> M
         raise InputError(f"reference={reference}: no such method in the sweep; expected one of {listed(known)}")
     if method in named:
         return None
-    mine = _identity(method.cell)
+    mine = identity_of(method.cell)
     shared = [
-        (one.shots == method.shots, sum(mine.get(k) == v for k, v in _identity(one.cell).items())) for one in named
+        (one.shots == method.shots, sum(mine.get(k) == v for k, v in identity_of(one.cell).items())) for one in named
     ]
     return named[shared.index(max(shared))]

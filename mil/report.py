@@ -12,6 +12,8 @@ from feature_extraction.errors import InputError
 from feature_extraction.files import publish_text
 
 TEMPLATE = "report.html.j2"
+SHOWN_SIZE = 0.55
+"""CSS pixels for a pixel of a picture."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -25,6 +27,7 @@ class Table:
         rows: Cells as they are shown; as many as there are columns.
         note: What a reader must know to read it right.
         n_text_columns: Leading columns that are names; the others are figures and stand to the right.
+        is_record: Whether it is for looking things up, and not for a paper.
     """
 
     title: str
@@ -32,6 +35,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
     n_text_columns: int = 1
+    is_record: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +101,9 @@ def render_report(*, title: str, sections: Sequence[Section], notes: Sequence[st
     template = environment.from_string((files("mil") / TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         title=title,
-        sections=[(section, [(figure, _base64(figure)) for figure in section.figures]) for section in sections],
+        sections=[
+            (section, [(figure, _base64(figure), _width(figure)) for figure in section.figures]) for section in sections
+        ],
         notes=notes,
         warnings=warnings,
     )
@@ -117,6 +123,15 @@ def _base64(figure: Figure) -> str:
     if not figure.png.startswith(_PNG):
         raise InputError(f"report: figure {figure.title!r} is not a PNG")
     return base64.b64encode(figure.png).decode()
+
+
+def _shown(figure: Figure) -> tuple[Figure, str, int]:
+    return figure, _base64(figure), _width(figure)
+
+
+def _width(figure: Figure) -> int:
+    """Of the picture on the page, in CSS pixels: with more pixels than that it is sharp on paper and fine screens."""
+    return round(int.from_bytes(figure.png[16:20], "big") * SHOWN_SIZE)
 
 
 def _rules(table: Table) -> list[str]:

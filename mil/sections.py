@@ -1,5 +1,7 @@
 """A summary as the sections of a report, what matters first."""
 
+from mil.accounts import account_table, unused_table
+from mil.controls import control_table
 from mil.drift_figures import drift_table
 from mil.figures import curves, fold_dots, shots_figure
 from mil.in_short import in_short
@@ -29,8 +31,9 @@ def report_sections(summary: Summary, *, level: Level, rank_by: str | None) -> l
         rank_by: Figure to rank methods by on validation slides; None ranks nothing.
     """
     found = [*_of_methods(summary, level, rank_by), *_of_runs(summary)]
-    if summary.methods:
-        found.append(_section("Where it comes from", [provenances(summary)]))
+    sources = [provenances(summary)] if summary.methods else []
+    slides = [account_table(summary.accounts), unused_table(summary.accounts)]
+    found += [_section("Every slide", slides), _section("Where it comes from", sources)]
     return [section for section in found if section.tables or section.figures]
 
 
@@ -58,8 +61,14 @@ def _of_methods(summary: Summary, level: Level, rank_by: str | None) -> list[Sec
         ),
         _section("Classes", [recalls(summary, level=level)], curves(summary, level=level)),
         _section("Can it be trusted?", trust_tables(summary.trust), trust_figures(summary.trust)),
+        _section("Controls", [_controls(summary, level)] if summary.controls else []),
         _section("Slide by slide", [figures_of(summary, level="slide")]),
     ]
+
+
+def _controls(summary: Summary, level: Level) -> Table:
+    estimates = {(one.method, one.metric): one.estimate for one in summary.results if one.level == level}
+    return control_table(summary.controls, estimates, level=level)
 
 
 def _of_runs(summary: Summary) -> list[Section]:

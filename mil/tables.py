@@ -10,8 +10,9 @@ from mil.methods import Method, shots_text, val_score
 from mil.metrics import LOWER_IS_BETTER, METRICS, RECALL
 from mil.readable import READABLE, fold_text, interval_text, p_text
 from mil.report import Table
+from mil.results_file import provenance
 from mil.run_figures import RunFigure
-from mil.summarize import RELIABLE_ECE_PATIENTS, Summary, provenance
+from mil.summarize import RELIABLE_ECE_PATIENTS, Summary
 
 _SHOWN_COMPARISONS = ("balanced_accuracy", "macro_auc", "nll")
 _SHORT_HASH = 8
@@ -193,6 +194,7 @@ def provenances(summary: Summary) -> Table:
         ),
         note=f"Hashes are cut to {_SHORT_HASH} digits here and whole in results.csv.",
         n_text_columns=2 + len(columns) + 1,
+        is_record=True,
     )
 
 

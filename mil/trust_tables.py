@@ -9,7 +9,8 @@ from mil.intervals import Estimate
 from mil.methods import shots_text
 from mil.readable import interval_text
 from mil.report import Table
-from mil.summarize import RELIABLE_ECE_PATIENTS, safe_text
+from mil.results_file import safe_text
+from mil.summarize import RELIABLE_ECE_PATIENTS
 from mil.trust.conformal import ALPHA, SetFigures
 from mil.trust.referral import COVERAGE
 from mil.trusted import HONESTY, MethodTrust, SetsOfMethod, Trusted
@@ -130,9 +131,9 @@ def _honesty(found: Sequence[tuple[MethodTrust, Trusted]], note: str) -> Table:
             for one, found_there in found
         ),
         note="Patients. Each is calibrated by a temperature from other patients, never their own; above 1 it "
-        "softens, the least and greatest are in brackets. ↓ less is better; where the calibrated figure is no "
-        "better, the patients are too few to learn a temperature from, or the probabilities were honest "
-        f"already.{ece}{note}",
+        "softens, the least and greatest are in brackets. Dealt folds: nothing was trained, so the patients are "
+        "dealt out. ↓ less is better; where the calibrated figure is no better, the patients are too few to learn a "
+        f"temperature from, or the probabilities were honest already.{ece}{note}",
         n_text_columns=3,
     )
 

@@ -42,7 +42,7 @@ HONESTY = ("nll", "brier", "ece")
 """Figures of the probabilities themselves; NLL and Brier first, as the ECE of few patients is biased upward."""
 DEALT_FOLDS = 5
 BY_OTHER_FOLDS = "the other folds"
-BY_DEALT_FOLDS = f"{DEALT_FOLDS} folds dealt from the patients (nothing was trained)"
+BY_DEALT_FOLDS = f"{DEALT_FOLDS} dealt folds"
 BY_VAL = "the validation part"
 _KINDS: tuple[tuple[str, Score, bool], ...] = (
     ("LAC", "lac", False),

@@ -11,9 +11,10 @@ from sklearn.metrics import balanced_accuracy_score, mean_absolute_error
 
 from feature_extraction.files import publish_json, publish_text
 from mil.across_folds import across_folds
+from mil.results_file import results_csv
 from mil.runs import write_done
 from mil.sections import report_sections, tables_of
-from mil.summarize import Summary, results_csv, summarize
+from mil.summarize import Summary, summarize
 
 FOLDS, N = 3, 36
 CLASSES = ("A", "B")
@@ -118,7 +119,7 @@ def test_the_untrained_reference_is_compared_on_each_folds_slides(
 
 def test_a_reference_on_another_split_has_no_folds_in_common(tmp_path: Path, said: dict[str, np.ndarray]) -> None:
     _classify(tmp_path, "abmil", said["abmil"])
-    _classify(tmp_path, "prompt", said["prompt"], split_sha256="other")
+    _classify(tmp_path, "prompt", said["prompt"], split_sha256="other", split_name="other")
     summary = summarize(tmp_path, resamples=100, reference="abmil")
     assert {c.over_folds for c in summary.comparisons} == {None}
     assert np.isnan([c.p_holm_over_folds for c in summary.comparisons]).all()

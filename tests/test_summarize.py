@@ -21,8 +21,9 @@ from feature_extraction.files import publish_text, read_json
 from mil.methods import group_methods
 from mil.metrics import slide_metrics
 from mil.report import Figure, Section, Table, as_markdown, write_report
+from mil.results_file import results_csv
 from mil.runs import find_runs, write_done
-from mil.summarize import results_csv, summarize
+from mil.summarize import summarize
 from mil.tables import by_shots, figures_of, ranking
 
 command_test = pytest.mark.filterwarnings("ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
@@ -344,17 +345,25 @@ def test_the_command_writes_tables_and_a_page_that_fetches_nothing(
         assert title in (tmp_path / "results.md").read_text()
     lines = _lines(tmp_path / "results.csv")
     assert len(lines) == 7 * 2 * 10
+    assert "Can it be trusted?" in text
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) >= {"trust.csv", "unused.csv", "results.tex"}
+    assert _run(tmp_path, sweep, rank_by="balanced_accuracy") == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     record = read_json(tmp_path / "summary.json")
     assert (record["runs"], record["unfinished"], len(record["methods"])) == (37, [], 7)
     assert "prompt  balanced accuracy" in capsys.readouterr().err
 
 
 @command_test
-def test_the_command_says_with_its_exit_code_that_something_is_missing(tmp_path: Path) -> None:
+def test_an_incomplete_sweep_is_refused_with_a_list_unless_it_is_asked_for(tmp_path: Path) -> None:
     for fold in range(FOLDS):
         write_run(tmp_path / "runs", fold=fold, skill=1)
     (write_run(tmp_path / "runs", fold=0, seed=1, skill=1) / "done.json").unlink()
-    assert _run(tmp_path / "out", tmp_path / "runs") == 3
+    with pytest.raises(InputError, match=r"not finished, or changed: [0-9a-f]{12}\n.*allow_incomplete=true"):
+        _run(tmp_path / "out", tmp_path / "runs")
+    assert not (tmp_path / "out").exists()
+    assert _run(tmp_path / "out", tmp_path / "runs", allow_incomplete=True) == 3
     assert "Read this first" in (tmp_path / "out" / "report.html").read_text()
 
 
