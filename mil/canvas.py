@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from mil.intervals import Level
 from mil.methods import Method, shots_text
@@ -51,7 +52,8 @@ def panels(methods: Sequence[Method], draw: Callable[[Axes, Method], None], *, t
 
 def empty_canvas(*, columns: int, rows: int, size: tuple[float, float]) -> tuple[Canvas, list[Axes]]:
     """An empty picture in the report's style; no global state of matplotlib is touched."""
-    canvas = Canvas(figsize=size, dpi=DPI, layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1)  # inches; with less the labels of square axes are cut
+    canvas = Canvas(figsize=size, dpi=DPI, layout=layout)
     FigureCanvasAgg(canvas)
     grid = list(np.atleast_1d(canvas.subplots(rows, columns)).ravel())
     for axes in grid:

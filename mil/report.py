@@ -101,9 +101,7 @@ def render_report(*, title: str, sections: Sequence[Section], notes: Sequence[st
     template = environment.from_string((files("mil") / TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         title=title,
-        sections=[
-            (section, [(figure, _base64(figure), _width(figure)) for figure in section.figures]) for section in sections
-        ],
+        sections=[(section, [_shown(figure) for figure in section.figures]) for section in sections],
         notes=notes,
         warnings=warnings,
     )

@@ -31,7 +31,7 @@ def report_sections(summary: Summary, *, level: Level, rank_by: str | None) -> l
         rank_by: Figure to rank methods by on validation slides; None ranks nothing.
     """
     found = [*_of_methods(summary, level, rank_by), *_of_runs(summary)]
-    sources = [provenances(summary)] if summary.methods else []
+    sources = provenances(summary) if summary.methods else []
     slides = [account_table(summary.accounts), unused_table(summary.accounts)]
     found += [_section("Every slide", slides), _section("Where it comes from", sources)]
     return [section for section in found if section.tables or section.figures]

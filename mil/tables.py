@@ -153,7 +153,7 @@ def over_folds(summary: Summary, *, level: Level) -> Table:
         rows=rows,
         note=f"{level.capitalize()} level; each fold's own test part, seeds averaged, with the corrected 95 % interval "
         "and test of Nadeau and Bengio: folds share training patients, so the usual t is too sure. With two or "
-        "three folds it says next to nothing. Δ is method minus reference.",
+        "three folds it says next to nothing, and a t interval may leave 0 to 1. Δ is method minus reference.",
         n_text_columns=2,
     )
 
@@ -181,21 +181,32 @@ def ranking(methods: Sequence[Method], metric: str) -> Table:
     )
 
 
-def provenances(summary: Summary) -> Table:
-    """What every figure above was made from."""
-    rows = [provenance(method) for method in summary.methods]
+def provenances(summary: Summary) -> list[Table]:
+    """What every figure above was made from: what all methods share, and what tells them apart."""
+    rows = [{**provenance(method), "seeds": " ".join(map(str, method.seeds))} for method in summary.methods]
     columns = [name for name in rows[0] if name not in ("method", "aggregator", "shots")]
-    return Table(
-        title="Where the figures come from",
-        columns=("method", "labels", *(name.replace("_", " ") for name in columns), "seeds"),
-        rows=tuple(
-            (*_lead(method), *(_short(row[name]) for name in columns), " ".join(map(str, method.seeds)))
-            for method, row in zip(summary.methods, rows, strict=True)
+    shared = [name for name in columns if len({row[name] for row in rows}) == 1]
+    own = [name for name in columns if name not in shared]
+    return [
+        Table(
+            title="The same for every method",
+            columns=("what", "value"),
+            rows=tuple((name.replace("_", " "), rows[0][name] or "none") for name in shared),
+            n_text_columns=2,
+            is_record=True,
         ),
-        note=f"Hashes are cut to {_SHORT_HASH} digits here and whole in results.csv.",
-        n_text_columns=2 + len(columns) + 1,
-        is_record=True,
-    )
+        Table(
+            title="What differs",
+            columns=("method", "labels", *(name.replace("_", " ") for name in own)),
+            rows=tuple(
+                (*_lead(method), *(_short(row[name]) for name in own))
+                for method, row in zip(summary.methods, rows, strict=True)
+            ),
+            note=f"Hashes are cut to {_SHORT_HASH} digits here and whole in results.csv.",
+            n_text_columns=2 + len(own),
+            is_record=True,
+        ),
+    ]
 
 
 def _cell(estimates: Mapping[str, Estimate], name: str) -> str:

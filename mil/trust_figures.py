@@ -14,6 +14,7 @@ from mil.trust.shares import share_interval
 from mil.trusted import MethodTrust, Trusted
 
 RELIABILITY_GROUPS = 5
+LEAST_COVERAGE = 0.2
 
 
 def trust_figures(trust: Sequence[MethodTrust]) -> list[Figure]:
@@ -61,10 +62,10 @@ def _risk_coverage(methods: Sequence[Method], found: dict[Method, Trusted]) -> F
     axes = grid[0]
     for place, method in enumerate(methods):
         curve = risk_coverage(found[method].after)
-        axes.step(
-            curve.coverage,
-            curve.risk,
-            where="post",
+        is_shown = curve.coverage >= LEAST_COVERAGE
+        axes.plot(
+            curve.coverage[is_shown],
+            curve.risk[is_shown],
             color=COLOURS[place % len(COLOURS)],
             marker=MARKERS[place % len(MARKERS)],
             markevery=0.2,
@@ -73,7 +74,11 @@ def _risk_coverage(methods: Sequence[Method], found: dict[Method, Trusted]) -> F
             label=method.title,
         )
     axes.axvline(COVERAGE, color=SOFT, linewidth=0.9, linestyle=":")
-    axes.set(xlabel="share of patients kept, the surest first", ylabel="share wrong among them", xlim=(0, 1.02))
+    axes.set(
+        xlabel="share of patients kept, the surest first",
+        ylabel="share wrong among them",
+        xlim=(LEAST_COVERAGE - 0.02, 1.02),
+    )
     axes.set_ylim(bottom=-0.01)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, labelcolor=INK, fontsize=8.5)
@@ -81,5 +86,6 @@ def _risk_coverage(methods: Sequence[Method], found: dict[Method, Trusted]) -> F
         title="Fewer patients, fewer mistakes",
         png=png_of(canvas),
         caption="The risk-coverage curve. A model that knows when it does not know rises to the right: leaving its "
-        f"unsure patients to a pathologist lowers the share that is wrong. Dotted: {COVERAGE:.0%} kept.",
+        f"unsure patients to a pathologist lowers the share that is wrong. Dotted: {COVERAGE:.0%} kept. Below "
+        f"{LEAST_COVERAGE:.0%} one patient is the whole figure, and it is not drawn.",
     )
