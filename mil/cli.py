@@ -29,7 +29,8 @@ COMMANDS = {
     "zeroshot": ("mil.commands.zeroshot", "feature files + text bank -> predictions without training"),
     "split": ("mil.commands.split", "labels -> patient-disjoint folds"),
     "train": ("mil.commands.train", "features + bank + split -> run folder; -m sweeps"),
-    "predict": ("mil.commands.predict", "run + features -> predictions"),
+    "bundle": ("mil.commands.bundle", "runs + features -> one folder with thresholds and hashes that predict runs"),
+    "predict": ("mil.commands.predict", "run or bundle + features -> predictions"),
     "summarize": ("mil.commands.summarize", "sweep -> tables with intervals, report.html"),
     "heatmap": ("mil.commands.heatmap", "run + features -> contributions, PNG, GeoJSON for QuPath"),
 }
