@@ -27,10 +27,16 @@ class Account:
     Attributes:
         method: Name with the shots.
         places: Each of `PLACES` to its slides, sorted; a slide is in one.
+        reasons: Of those without usable features, why.
     """
 
     method: str
     places: Mapping[str, tuple[str, ...]]
+    reasons: Mapping[str, str]
+
+    def why(self, place: str, slide: str) -> str:
+        """Why the method does not count a slide: what its command said, or the place."""
+        return self.reasons[slide] if place == UNUSABLE else place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +45,10 @@ class Accounts:
 
     Attributes:
         slides: Every slide that a run used or says it could not use, sorted.
-        reasons: Of those without usable features, why.
         methods: One a method.
     """
 
     slides: tuple[str, ...]
-    reasons: Mapping[str, str]
     methods: tuple[Account, ...]
 
 
@@ -58,16 +62,22 @@ def accounts_of(root: Path, runs: Sequence[Run]) -> Accounts:
     Raises:
         InputError: Predictions that cannot be read.
     """
-    reasons = _reasons(root)
-    groups: list[tuple[str, dict[str, set[str]]]] = []
+    said = _said(root)
+    groups: list[tuple[str, dict[str, set[str]], dict[str, str]]] = []
     for name, group in named_groups(runs):
         shots = group[0].cell.get("shots")
-        groups.append((f"{name}, {shots_text(shots if isinstance(shots, int) else None)}", _seen(group)))
-    every = sorted({slide for _, seen in groups for slides in seen.values() for slide in slides} | set(reasons))
+        title = f"{name}, {shots_text(shots if isinstance(shots, int) else None)}"
+        above = {folder for run in group for folder in (run.folder, *run.folder.parents)}
+        reasons = {slide: why for folder, unused in said if folder in above for slide, why in unused.items()}
+        groups.append((title, _seen(group), reasons))
+    seen_or_named = [names for _, seen, reasons in groups for names in (*seen.values(), set(reasons))]
+    every = sorted(set[str]().union(*seen_or_named))
     return Accounts(
         slides=tuple(every),
-        reasons=dict(sorted(reasons.items())),
-        methods=tuple(Account(method=name, places=_placed(every, seen, reasons)) for name, seen in groups),
+        methods=tuple(
+            Account(method=name, places=_placed(every, seen, reasons), reasons=reasons)
+            for name, seen, reasons in groups
+        ),
     )
 
 
@@ -106,7 +116,7 @@ def unused_csv(accounts: Accounts) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(("slide_id", "method", "place", "reason"))
     writer.writerows(
-        (slide, one.method, place, accounts.reasons.get(slide, "") if place == UNUSABLE else "")
+        (slide, one.method, place, one.reasons[slide] if place == UNUSABLE else "")
         for one in accounts.methods
         for place in PLACES[1:]
         for slide in one.places[place]
@@ -114,13 +124,14 @@ def unused_csv(accounts: Accounts) -> str:
     return stream.getvalue()
 
 
-def _reasons(root: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _said(root: Path) -> list[tuple[Path, dict[str, str]]]:
+    """Folders in which a command left a list of slides that it could not use, with that list."""
+    found: list[tuple[Path, dict[str, str]]] = []
     for path in sorted(root.rglob("summary.json")):
         record = read_json(path)
         unused = record.get("unused_slides" if record.get("command") == "train" else "unused")
         if record.get("command") in ("train", "zeroshot") and isinstance(unused, Mapping):
-            found |= {str(slide): str(reason) for slide, reason in unused.items()}
+            found.append((path.parent, {str(slide): str(reason) for slide, reason in unused.items()}))
     return found
 
 
@@ -151,7 +162,7 @@ def _unused(accounts: Accounts) -> list[tuple[str, str, list[str]]]:
     for one in accounts.methods:
         for place in PLACES[1:]:
             for slide in one.places[place]:
-                found[slide, accounts.reasons[slide] if place == UNUSABLE else place].append(one.method)
+                found[slide, one.why(place, slide)].append(one.method)
     return [(slide, why, methods) for (slide, why), methods in sorted(found.items())]
 
 

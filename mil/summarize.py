@@ -164,7 +164,7 @@ def _warnings(methods: Sequence[Method], unfinished: Sequence[str], unlabelled: 
     said: list[str] = []
     if unfinished:
         said.append(
-            f"{len(unfinished)} runs are not finished or have changed, and are not counted: {listed(unfinished)}."
+            f"Runs that are not finished or have changed are not counted ({len(unfinished)}): {listed(unfinished)}."
         )
     if unlabelled:
         said.append(f"{len(unlabelled)} runs have no labelled test slide, and are not counted: {listed(unlabelled)}.")

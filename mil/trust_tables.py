@@ -139,6 +139,8 @@ def _honesty(found: Sequence[tuple[MethodTrust, Trusted]], note: str) -> Table:
 
 
 def _sets(found: Sequence[tuple[MethodTrust, Trusted]]) -> Table:
+    reasons = dict.fromkeys(kind.reason for _, one in found for kind in one.sets if kind.reason)
+    why = f" Not made: {'; '.join(reasons)}." if reasons else ""
     classes = sorted({name for _, one in found for name in one.before.classes})
     return Table(
         title=f"Prediction sets that hold the true class of {1 - ALPHA:.0%} of patients",
@@ -154,7 +156,7 @@ def _sets(found: Sequence[tuple[MethodTrust, Trusted]]) -> Table:
         note="Coverage: share of patients whose class is in their set, with its 95 % interval. Promised: where the "
         "coverage of one model calibrated on as many patients lies 9 times in 10. LAC has the smallest sets and may "
         "name no class; APS names at least one; by class: each class is covered for itself, which needs 9 patients "
-        "of each.",
+        f"of each.{why}",
         n_text_columns=3,
     )
 
@@ -162,7 +164,7 @@ def _sets(found: Sequence[tuple[MethodTrust, Trusted]]) -> Table:
 def _cells_of_sets(kind: SetsOfMethod, own: Sequence[str], classes: Sequence[str]) -> tuple[str, ...]:
     figures, band = kind.figures, kind.band
     if figures is None:
-        return ("", f"not made: {kind.reason}", *("" for _ in range(5 + len(classes))))
+        return ("", "not made", *("" for _ in range(5 + len(classes))))
     of_class = dict(zip(own, figures.coverage_of_class, strict=True))
     return (
         str(figures.n_patients),
