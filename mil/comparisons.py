@@ -8,8 +8,10 @@ import numpy as np
 
 from mil.across_folds import AcrossFolds
 from mil.fold_figures import difference_over_folds
-from mil.intervals import LEVELS, Difference, Level, holm, on_same_slides, paired_difference
+from mil.intervals import LEVELS, Difference, Level, holm
 from mil.methods import Method
+from mil.metrics import Predictions
+from mil.repeat_intervals import difference_over_repeats
 
 COMPARED = ("balanced_accuracy", "macro_auc", "macro_f1", "nll", "brier")
 
@@ -52,8 +54,7 @@ def compare(pairs: Sequence[tuple[Method, Method]], *, resamples: int, seed: int
         differences: defaultdict[str, list[Difference]] = defaultdict(list)
         over_folds: defaultdict[str, list[AcrossFolds | None]] = defaultdict(list)
         for method, reference in pairs:
-            first, second = on_same_slides(method.predictions, reference.predictions)
-            paired = paired_difference(first, second, level=level, resamples=resamples, seed=seed)
+            paired = difference_over_repeats(drawings(method, reference), level=level, resamples=resamples, seed=seed)
             across = difference_over_folds(method, reference, level)
             for name in COMPARED:
                 differences[name].append(paired[name])
@@ -75,3 +76,13 @@ def compare(pairs: Sequence[tuple[Method, Method]], *, resamples: int, seed: int
                 for place, difference in enumerate(row)
             ]
     return found
+
+
+def drawings(method: Method, reference: Method) -> list[tuple[Predictions, Predictions]]:
+    """Each drawing of a method's folds beside the reference's of the same split; of another, beside its first."""
+    is_same = reference.cell.get("split_sha256") == method.cell.get("split_sha256")
+    others = {repeat.folds: repeat for repeat in reference.repeats} if is_same else {}
+    pairs = [
+        (repeat.predictions, others.get(repeat.folds, reference.repeats[0]).predictions) for repeat in method.repeats
+    ]
+    return [(one, other) for one, other in pairs if not set(one.slide_ids).isdisjoint(other.slide_ids)]

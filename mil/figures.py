@@ -1,79 +1,98 @@
-"""A summary as pictures: figures by training labels, ROC curves, reliability and confusion of each method."""
+"""A summary as pictures: figures by training labels and by fold, curves and confusion of each method."""
 
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Canvas
-from sklearn.metrics import confusion_matrix, roc_curve
+from sklearn.metrics import auc, average_precision_score, confusion_matrix, precision_recall_curve, roc_curve
 
+from mil.canvas import (
+    COLOURS,
+    INK,
+    LINE,
+    MARKERS,
+    SOFT,
+    at_level,
+    empty_canvas,
+    panels,
+    png_of,
+    shown_methods,
+    unit_square,
+)
+from mil.fold_figures import figures_by_fold
 from mil.intervals import Estimate, Level
 from mil.methods import Method, shots_text
-from mil.metrics import Predictions, by_patient
+from mil.metrics import Predictions
 from mil.report import Figure
 from mil.summarize import ZEROSHOT, Summary
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A8A")
-"""Okabe and Ito's, told apart with any colour vision; markers differ too."""
-MARKERS = "osD^vPX*"
-PANELS_A_ROW = 4
-MOST_PANELS = 12
-INK, SOFT, LINE = "#1c2530", "#5c6773", "#dfe4e9"
-RELIABILITY_BINS = 5
-DPI = 150
+LONGEST_NAME = 12
+_DOTTED = (("balanced_accuracy", "balanced accuracy"), ("macro_auc", "macro-AUC"))
 
 
-def summary_figures(summary: Summary, *, level: Level) -> list[Figure]:
-    """The pictures of the report, in its order; every curve at ``level``."""
-    shown = _shown(summary.methods)
+def curves(summary: Summary, *, level: Level) -> list[Figure]:
+    """ROC, precision-recall and confusion of each method."""
+    shown = shown_methods(summary.methods)
     cut = f" Shown: {len(shown)} of {len(summary.methods)} methods." if len(shown) < len(summary.methods) else ""
+    is_repeated = any(len(method.repeats) > 1 for method in shown)
+    first = " Of the first drawing of folds where there are several." if is_repeated else ""
     unit = "Patients" if level == "patient" else "Slides"
-    rows = {method: _at(method.predictions, level) for method in shown}
+    rows = {method: at_level(method.repeats[0].predictions, level) for method in shown}
     return [
-        _by_shots(summary, level=level),
-        _panels(
+        panels(
             shown,
             lambda axes, method: _draw_roc(axes, rows[method]),
             title="ROC curves",
-            caption=f"{unit}; one class against the rest, pooled out-of-fold test predictions.{cut}",
+            caption=f"{unit}; one class against the rest, pooled out-of-fold test predictions, with the area under "
+            f"each. Grey: chance.{first}{cut}",
         ),
-        _panels(
+        panels(
             shown,
-            lambda axes, method: _draw_reliability(axes, rows[method]),
-            title="Reliability",
-            caption=f"{unit}; how often the predicted class is right, in {RELIABILITY_BINS} groups of equal size by "
-            f"the probability given to it. On the line: probabilities can be taken at their word.{cut}",
+            lambda axes, method: _draw_precision_recall(axes, rows[method]),
+            title="Precision and recall",
+            caption=f"{unit}; one class against the rest, pooled out-of-fold test predictions, with the average "
+            f"precision of each. Dotted: the share of the class, which is chance.{first}{cut}",
         ),
-        _panels(
+        panels(
             shown,
             lambda axes, method: _draw_confusion(axes, rows[method]),
             title="Confusion",
-            caption=f"{unit}; counts, shaded by share of the true class.{cut}",
+            caption=f"{unit}; counts, shaded by share of the true class.{first}{cut}",
         ),
     ]
 
 
-def _shown(methods: Sequence[Method]) -> list[Method]:
-    """Each name once, with the most labels it has; the first ones by name."""
-    most: dict[str, Method] = {}
-    for method in methods:  # ordered by shots, so the last of a name has the most
-        most[method.name] = method
-    return [most[name] for name in sorted(most)][:MOST_PANELS]
+def fold_dots(methods: Sequence[Method], *, level: Level) -> Figure:
+    """Every fold of every method as a dot, on that fold's own test part; the line is their mean."""
+    canvas, grid = empty_canvas(columns=2, rows=1, size=(9.6, 1.3 + 0.42 * len(methods)))
+    found = [figures_by_fold(method, level) for method in methods]
+    for axes, (metric, name) in zip(grid, _DOTTED, strict=True):
+        for row, of_fold in enumerate(found):
+            values = np.array([figures[metric] for figures in of_fold.values()])
+            defined = values[np.isfinite(values)]
+            if len(defined):
+                axes.plot([defined.mean()] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=1.4)
+            axes.plot(defined, np.full(len(defined), row), "o", color=COLOURS[0], alpha=0.55, markersize=6)
+        axes.set_yticks(range(len(methods)), [method.title for method in methods] if axes is grid[0] else [])
+        axes.set_ylim(len(methods) - 0.5, -0.5)
+        axes.set_xlabel(name)
+        axes.grid(axis="x", color=LINE, linewidth=0.8)
+    return Figure(
+        title="Every fold",
+        png=png_of(canvas),
+        caption=f"Level: {level}. A dot is one fold on its own test part, seeds averaged; the line is the mean. "
+        "Folds in which the figure is not defined have no dot.",
+    )
 
 
-def _at(predictions: Predictions, level: Level) -> Predictions:
-    return by_patient(predictions) if level == "patient" else predictions
-
-
-def _by_shots(summary: Summary, *, level: Level) -> Figure:
+def shots_figure(summary: Summary, *, level: Level) -> Figure:
+    """Balanced accuracy by number of training labels: the few-shot curve."""
     metric = "balanced_accuracy"
     found = {r.method: r.estimate for r in summary.results if r.level == level and r.metric == metric}
     shots = sorted({method.shots for method in found}, key=lambda n: (n is None, n or 0))
     names = sorted({method.name for method in found})
-    canvas, grid = _canvas(columns=1, rows=1, size=(8.4, 4.0))
+    canvas, grid = empty_canvas(columns=1, rows=1, size=(8.4, 4.0))
     axes = grid[0]
     for place, name in enumerate(names):
         shift = (place - (len(names) - 1) / 2) * min(0.09, 0.6 / len(names))
@@ -86,8 +105,8 @@ def _by_shots(summary: Summary, *, level: Level) -> Figure:
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, labelcolor=INK, fontsize=8.5)
     return Figure(
-        title="Balanced accuracy by number of training labels",
-        png=_png(canvas),
+        title="Few-shot curve",
+        png=png_of(canvas),
         caption=f"Level: {level}. Bars are 95 % intervals from resampled patients; the dotted line is chance, the "
         "dashed one zero-shot where the sweep has it. Shots are training patients per class.",
     )
@@ -129,26 +148,29 @@ def _draw_roc(axes: Axes, rows: Predictions) -> None:
         is_class = rows.labels == index
         if is_class.any() and not is_class.all():
             false_share, true_share, _ = roc_curve(is_class, rows.probabilities[:, index])
-            axes.plot(false_share, true_share, color=COLOURS[index % len(COLOURS)], linewidth=1.6, label=name)
-    _unit_square(axes, "false positive rate", "true positive rate")
+            area = auc(false_share, true_share)
+            axes.plot(
+                false_share,
+                true_share,
+                color=COLOURS[index % len(COLOURS)],
+                linewidth=1.6,
+                label=f"{_short(name)} {area:.2f}",
+            )
+    unit_square(axes, "false positive rate", "true positive rate")
     axes.legend(loc="lower right", frameon=False, fontsize=7.5, labelcolor=INK)
 
 
-def _draw_reliability(axes: Axes, rows: Predictions) -> None:
-    """Groups of equal size: every point rests on as many slides, which bins of equal width do not give."""
-    confidence = rows.probabilities.max(axis=1)
-    is_right = rows.probabilities.argmax(axis=1) == rows.labels
-    groups = [group for group in np.array_split(np.argsort(confidence, kind="stable"), RELIABILITY_BINS) if len(group)]
-    axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
-    axes.plot(
-        [confidence[group].mean() for group in groups],
-        [is_right[group].mean() for group in groups],
-        color=COLOURS[0],
-        marker="o",
-        markersize=5,
-        linewidth=1.4,
-    )
-    _unit_square(axes, "probability given", "share right")
+def _draw_precision_recall(axes: Axes, rows: Predictions) -> None:
+    for index, name in enumerate(rows.classes):
+        is_class = rows.labels == index
+        if is_class.any() and not is_class.all():
+            scores, colour = rows.probabilities[:, index], COLOURS[index % len(COLOURS)]
+            precision, recall, _ = precision_recall_curve(is_class, scores)
+            area = average_precision_score(is_class, scores)
+            axes.step(recall, precision, where="post", color=colour, linewidth=1.6, label=f"{_short(name)} {area:.2f}")
+            axes.axhline(is_class.mean(), color=colour, linewidth=0.8, linestyle=":")
+    unit_square(axes, "recall", "precision")
+    axes.legend(loc="lower left", frameon=False, fontsize=7.5, labelcolor=INK)
 
 
 def _draw_confusion(axes: Axes, rows: Predictions) -> None:
@@ -160,45 +182,12 @@ def _draw_confusion(axes: Axes, rows: Predictions) -> None:
         for said in range(n_classes):
             colour = "white" if shares[true, said] > 0.55 else INK
             axes.text(said, true, str(counts[true, said]), ha="center", va="center", color=colour, fontsize=9)
-    names = [name if len(name) <= 12 else f"{name[:11]}…" for name in rows.classes]
-    axes.set_xticks(range(n_classes), names, rotation=30 if n_classes > 3 else 0)
+    names = [_short(name) for name in rows.classes]
+    axes.set_xticks(range(n_classes), names, rotation=30, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(n_classes), names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
 
 
-def _panels(methods: Sequence[Method], draw: Callable[[Axes, Method], None], *, title: str, caption: str) -> Figure:
-    columns = min(PANELS_A_ROW, len(methods))
-    rows = math.ceil(len(methods) / columns)
-    canvas, grid = _canvas(columns=columns, rows=rows, size=(2.6 * columns, 2.7 * rows))
-    for axes, method in zip(grid, methods, strict=False):
-        draw(axes, method)
-        axes.set_title(f"{method.name}\n{shots_text(method.shots)}", fontsize=9, color=INK)
-    for axes in grid[len(methods) :]:
-        axes.set_axis_off()
-    return Figure(title=title, png=_png(canvas), caption=caption)
-
-
-def _canvas(*, columns: int, rows: int, size: tuple[float, float]) -> tuple[Canvas, list[Axes]]:
-    """An empty picture in the report's style; no global state of matplotlib is touched."""
-    canvas = Canvas(figsize=size, dpi=DPI, layout="constrained")
-    FigureCanvasAgg(canvas)
-    grid = list(np.atleast_1d(canvas.subplots(rows, columns)).ravel())
-    for axes in grid:
-        axes.tick_params(labelsize=8, colors=SOFT, length=3)
-        axes.xaxis.label.set(color=SOFT, fontsize=8.5)
-        axes.yaxis.label.set(color=SOFT, fontsize=8.5)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(LINE)
-    return canvas, grid
-
-
-def _unit_square(axes: Axes, x: str, y: str) -> None:
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y, aspect="equal")
-    axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-
-
-def _png(canvas: Canvas) -> bytes:
-    stream = io.BytesIO()
-    canvas.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

@@ -19,7 +19,7 @@ def over_folds(method: Method, level: Level) -> dict[str, AcrossFolds]:
 
     Empty for a method of a single fold, or one without a training part.
     """
-    return _across({fold: _figures(rows, level) for fold, rows in _by_fold(method).items()}, method)
+    return _across(figures_by_fold(method, level), method)
 
 
 def difference_over_folds(method: Method, reference: Method, level: Level) -> dict[str, AcrossFolds]:
@@ -37,6 +37,11 @@ def difference_over_folds(method: Method, reference: Method, level: Level) -> di
         first, second = (_figures(one, level) for one in on_same_slides(rows, other))
         found[fold] = {name: value - second[name] for name, value in first.items()}
     return _across(found, method)
+
+
+def figures_by_fold(method: Method, level: Level) -> dict[int, dict[str, float]]:
+    """Every figure of each fold's own test part, seeds averaged first."""
+    return {fold: _figures(rows, level) for fold, rows in _by_fold(method).items()}
 
 
 def _by_fold(method: Method) -> dict[int, Predictions]:

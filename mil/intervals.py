@@ -93,6 +93,28 @@ def bootstrap_figures(
         resamples: How many.
         seed: Of the draws.
     """
+    drawn, n_patients = _draws(figures, patient_ids, strata, resamples=resamples, seed=seed)
+    counts = (n_patients, len(patient_ids))
+    return {name: _of_draws(value, row, counts)[0] for name, (value, row) in drawn.items()}
+
+
+def bootstrap_differences(
+    figures: Figures, patient_ids: Sequence[str], strata: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Difference]:
+    """`bootstrap_figures` of figures that are differences, each with its p."""
+    drawn, n_patients = _draws(figures, patient_ids, strata, resamples=resamples, seed=seed)
+    counts = (n_patients, len(patient_ids))
+    found: dict[str, Difference] = {}
+    for name, (value, row) in drawn.items():
+        estimate, defined = _of_draws(value, row, counts)
+        found[name] = Difference(estimate=estimate, p=np.nan if estimate.reason else _two_sided(defined))
+    return found
+
+
+def _draws(
+    figures: Figures, patient_ids: Sequence[str], strata: Sequence[str], *, resamples: int, seed: int
+) -> tuple[dict[str, tuple[float, Float64[np.ndarray, " resample"]]], int]:
+    """Each figure with its value on every resample, and the number of patients."""
     patients, first, places = np.unique(np.array(patient_ids), return_index=True, return_inverse=True)
     groups = np.unique(np.array(strata), return_inverse=True)[1][first]
     values = figures(np.ones((1, len(places))))
@@ -100,13 +122,16 @@ def bootstrap_figures(
     blocks = [
         figures(counts[:, places]) for counts in patient_draws(groups, resamples=resamples, seed=seed, at_once=at_once)
     ]
-    found: dict[str, Estimate] = {}
-    for name, value in values.items():
-        drawn = np.concatenate([block[name] for block in blocks])
-        reason = _no_interval(float(value[0]), drawn, len(patients))
-        defined = drawn[np.isfinite(drawn)]
-        found[name] = _estimate(float(value[0]), defined, (len(patients), len(places)), reason)
-    return found
+    drawn = {
+        name: (float(value[0]), np.concatenate([block[name] for block in blocks])) for name, value in values.items()
+    }
+    return drawn, len(patients)
+
+
+def _of_draws(value: float, drawn: np.ndarray, counts: tuple[int, int]) -> tuple[Estimate, np.ndarray]:
+    """The estimate, and the resamples that define the figure."""
+    defined = drawn[np.isfinite(drawn)]
+    return _estimate(value, defined, counts, _no_interval(value, drawn, counts[0])), defined
 
 
 def paired_difference(

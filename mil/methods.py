@@ -11,6 +11,7 @@ from feature_extraction.errors import InputError
 from mil.cohort import listed
 from mil.metrics import Predictions, slide_metrics
 from mil.pooled import RunPredictions, pool, read_predictions, val_predictions
+from mil.repeats import Repeat, repeats_of
 from mil.runs import Run
 
 _OWN_TO_A_RUN = frozenset({"cell", "fold", "seed"})
@@ -43,11 +44,12 @@ class Method:
         missing_folds: Those that other methods of the sweep have on this split.
         seeds: All seeds.
         uneven_folds: Folds that lack a seed which other folds have.
-        predictions: Out-of-fold, one row a slide.
+        predictions: Out-of-fold, one row a slide; with several repeats, the mean over them, which no figure is made of.
         unlabelled: Test slides without a label.
         never_tested: Slides trained or validated on that are test in no run.
         runs: What each run predicted.
         run_folds: The fold of each.
+        repeats: The drawings of its folds; one, unless a slide is test in several.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Method:
     never_tested: tuple[str, ...]
     runs: tuple[RunPredictions, ...]
     run_folds: tuple[int, ...]
+    repeats: tuple[Repeat, ...]
 
     @property
     def aggregator(self) -> str:
@@ -96,9 +99,9 @@ def named_groups(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     """Runs that differ in fold and seed only, together under a name."""
     groups: defaultdict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        groups[json.dumps(_identity(run.cell), sort_keys=True)].append(run)
+        groups[json.dumps(identity_of(run.cell), sort_keys=True)].append(run)
     members = list(groups.values())
-    return list(zip(_names([_identity(group[0].cell) for group in members]), members, strict=True))
+    return list(zip(_names([identity_of(group[0].cell) for group in members]), members, strict=True))
 
 
 def val_score(method: Method, metric: str) -> float:
@@ -120,6 +123,7 @@ def _method(group: Sequence[Run], name: str, expected_folds: Iterable[int]) -> M
         seeds[_whole(run, "fold")].add(_whole(run, "seed"))
     every_seed = set[int]().union(*seeds.values())
     cell = group[0].cell
+    run_folds = tuple(_whole(run, "fold") for run in group)
     return Method(
         name=name,
         cell=cell,
@@ -132,7 +136,8 @@ def _method(group: Sequence[Run], name: str, expected_folds: Iterable[int]) -> M
         unlabelled=pooled.unlabelled,
         never_tested=pooled.never_tested,
         runs=predicted,
-        run_folds=tuple(_whole(run, "fold") for run in group),
+        run_folds=run_folds,
+        repeats=repeats_of(predicted, run_folds, scheme=str(cell.get("scheme"))),
     )
 
 
@@ -150,15 +155,6 @@ def _whole(run: Run, key: str) -> int:
     if not isinstance(value, int):
         raise InputError(f"{run.folder}: cell.json has {key}={value!r}, expected a whole number; run it again")
     return value
-
-
-def _identity(cell: Mapping[str, object]) -> dict[str, str]:
-    """Everything that runs of one method share, flattened to ``pooling.rule`` and the like, as text."""
-    flat: dict[str, str] = {}
-    for name, value in cell.items():
-        if name not in _OWN_TO_A_RUN:
-            _flatten(value, name, flat)
-    return flat
 
 
 def _flatten(value: object, name: str, into: dict[str, str]) -> None:
@@ -220,6 +216,15 @@ def _told_apart(names: Sequence[str], identities: Sequence[Mapping[str, str]]) -
     ]
 
 
+def identity_of(cell: Mapping[str, object]) -> dict[str, str]:
+    """Everything that runs of one method share, flattened to ``pooling.rule`` and the like, as text."""
+    flat: dict[str, str] = {}
+    for name, value in cell.items():
+        if name not in _OWN_TO_A_RUN:
+            _flatten(value, name, flat)
+    return flat
+
+
 def reference_of(method: Method, methods: Sequence[Method], reference: str) -> Method | None:
     """The method to compare with: of those so named, the one that shares most; None for a reference itself.
 
@@ -237,8 +242,8 @@ def reference_of(method: Method, methods: Sequence[Method], reference: str) -> M
         raise InputError(f"reference={reference}: no such method in the sweep; expected one of {listed(known)}")
     if method in named:
         return None
-    mine = _identity(method.cell)
+    mine = identity_of(method.cell)
     shared = [
-        (one.shots == method.shots, sum(mine.get(k) == v for k, v in _identity(one.cell).items())) for one in named
+        (one.shots == method.shots, sum(mine.get(k) == v for k, v in identity_of(one.cell).items())) for one in named
     ]
     return named[shared.index(max(shared))]

@@ -12,6 +12,8 @@ from feature_extraction.errors import InputError
 from feature_extraction.files import publish_text
 
 TEMPLATE = "report.html.j2"
+SHOWN_SIZE = 0.55
+"""CSS pixels for a pixel of a picture."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -25,6 +27,7 @@ class Table:
         rows: Cells as they are shown; as many as there are columns.
         note: What a reader must know to read it right.
         n_text_columns: Leading columns that are names; the others are figures and stand to the right.
+        is_record: Whether it is for looking things up, and not for a paper.
     """
 
     title: str
@@ -32,6 +35,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
     n_text_columns: int = 1
+    is_record: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,35 +53,47 @@ class Figure:
     caption: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """Tables and pictures about one thing.
+
+    Attributes:
+        title: Heading; empty for none.
+        tables: In their order.
+        figures: In their order, after the first table.
+    """
+
+    title: str = ""
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+
+
 def write_report(
     path: Path,
     *,
     title: str,
-    tables: Sequence[Table] = (),
-    figures: Sequence[Figure] = (),
+    sections: Sequence[Section],
     notes: Sequence[str] = (),
     warnings: Sequence[str] = (),
 ) -> None:
-    """Write the page: title, warnings, notes, then figures and tables.
+    """Write the page: title, warnings, notes, then the sections with a list of them.
 
     Args:
         path: The HTML file.
         title: Heading.
-        tables: In the order given.
-        figures: In the order given; embedded.
+        sections: In the order given; pictures are embedded.
         notes: Plain sentences.
         warnings: What a reader must not overlook, such as missing folds; stands first.
 
     Raises:
         InputError: A figure is no PNG, or a row is not as long as the header.
     """
-    publish_text(path, render_report(title=title, tables=tables, figures=figures, notes=notes, warnings=warnings))
+    publish_text(path, render_report(title=title, sections=sections, notes=notes, warnings=warnings))
 
 
-def render_report(
-    *, title: str, tables: Sequence[Table], figures: Sequence[Figure], notes: Sequence[str], warnings: Sequence[str]
-) -> str:
+def render_report(*, title: str, sections: Sequence[Section], notes: Sequence[str], warnings: Sequence[str]) -> str:
     """The page's text; every string in it is escaped."""
+    tables = [table for section in sections for table in section.tables]
     uneven = [table.title for table in tables for row in table.rows if len(row) != len(table.columns)]
     if uneven:
         raise InputError(f"report: table {uneven[0]!r} has a row of another length than its header")
@@ -85,8 +101,7 @@ def render_report(
     template = environment.from_string((files("mil") / TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         title=title,
-        tables=tables,
-        figures=[(figure, _base64(figure)) for figure in figures],
+        sections=[(section, [_shown(figure) for figure in section.figures]) for section in sections],
         notes=notes,
         warnings=warnings,
     )
@@ -106,6 +121,15 @@ def _base64(figure: Figure) -> str:
     if not figure.png.startswith(_PNG):
         raise InputError(f"report: figure {figure.title!r} is not a PNG")
     return base64.b64encode(figure.png).decode()
+
+
+def _shown(figure: Figure) -> tuple[Figure, str, int]:
+    return figure, _base64(figure), _width(figure)
+
+
+def _width(figure: Figure) -> int:
+    """Of the picture on the page, in CSS pixels: with more pixels than that it is sharp on paper and fine screens."""
+    return round(int.from_bytes(figure.png[16:20], "big") * SHOWN_SIZE)
 
 
 def _rules(table: Table) -> list[str]:

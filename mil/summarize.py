@@ -1,32 +1,29 @@
 """A sweep's runs -> every figure of every method with its interval, and how methods differ on the same patients."""
 
-import csv
-import io
-import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from feature_extraction.errors import InputError
+from mil.accounts import Accounts, accounts_of
 from mil.across_folds import AcrossFolds
 from mil.cohort import listed
 from mil.comparisons import Comparison, compare
+from mil.controls import Control, controls_of
 from mil.drift_figures import WordDrift, word_drifts
 from mil.fold_figures import over_folds
-from mil.intervals import LEVELS, RESAMPLES, Estimate, Level, bootstrap_interval
+from mil.intervals import LEVELS, RESAMPLES, Estimate, Level
 from mil.methods import Method, group_methods, reference_of
 from mil.null_checks import NullCheck, null_checks, null_warnings, real_and_null
+from mil.repeat_intervals import interval_over_repeats
 from mil.run_figures import RunFigure, predicts_a_class, run_figures
 from mil.runs import find_runs, unfinished_runs
+from mil.sweep_guards import require_one_sweep
+from mil.trusted import MethodTrust, trust_of
 
 ZEROSHOT = "zeroshot"
 RELIABLE_ECE_PATIENTS = 200
-_PROVENANCE = (
-    *("aggregator", "init", "encoder", "encoder_fingerprint", "space", "features_folder", "prompt_set"),
-    *("prompt_set_sha256", "split_name", "split_sha256", "scheme", "max_epochs", "licence"),
-    *("licence_ancestry", "version"),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +59,9 @@ class Summary:
         of_runs: Figures that the runs computed themselves, ordered by shots, then name.
         drifts: How far each prototype went from its word.
         null_checks: Methods on permuted labels; their runs are in no other figure.
+        trust: How far each method may be believed, in their order.
+        controls: Each method that starts from its own words beside its controls.
+        accounts: Where every slide went.
     """
 
     methods: tuple[Method, ...]
@@ -73,12 +73,30 @@ class Summary:
     of_runs: tuple[RunFigure, ...] = ()
     drifts: tuple[WordDrift, ...] = ()
     null_checks: tuple[NullCheck, ...] = ()
+    trust: tuple[MethodTrust, ...] = ()
+    controls: tuple[Control, ...] = ()
+    accounts: Accounts
 
     @property
     def is_complete(self) -> bool:
         """Whether no run, fold or seed that the sweep shows signs of is missing."""
         gaps = any(method.missing_folds or method.uneven_folds for method in self.methods)
         return not gaps and not self.unfinished and not any(figure.missing_folds for figure in self.of_runs)
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """What is missing, a sentence each."""
+        of_methods = [
+            f"{method.title}: {gap}"
+            for method in self.methods
+            for gap, folds in (
+                (f"no run of fold {listed(map(str, method.missing_folds))}", method.missing_folds),
+                (f"fold {listed(map(str, method.uneven_folds))} lacks a seed", method.uneven_folds),
+            )
+            if folds
+        ]
+        unfinished = [f"not finished, or changed: {listed(self.unfinished)}"] if self.unfinished else []
+        return (*unfinished, *of_methods, *_gaps_of_runs(self.of_runs))
 
 
 def summarize(root: Path, *, reference: str | None = None, resamples: int = RESAMPLES, seed: int = 0) -> Summary:
@@ -91,11 +109,13 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
         seed: Of the bootstrap.
 
     Raises:
-        InputError: No finished run with a labelled test slide, an unknown reference, or runs that contradict another.
+        InputError: No finished run with a labelled test slide, an unknown reference, or runs that are mixed or
+            contradict another.
     """
     found = find_runs(root)
     unfinished = tuple(path.relative_to(root).as_posix() for path in unfinished_runs(root, found))
     runs, checks = real_and_null(found)[0], null_checks(found, resamples=resamples, seed=seed)
+    require_one_sweep(runs)
     methods, left_out = group_methods([run for run in runs if predicts_a_class(run)])
     of_runs, drifts = run_figures(runs, resamples=resamples, seed=seed), word_drifts(runs)
     if not methods and not of_runs and not checks:
@@ -124,6 +144,9 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
         of_runs=tuple(of_runs),
         drifts=tuple(drifts),
         null_checks=tuple(checks),
+        trust=tuple(trust_of(method, resamples=resamples, seed=seed) for method in methods),
+        controls=tuple(controls_of(methods, resamples=resamples, seed=seed)),
+        accounts=accounts_of(root, runs),
     )
 
 
@@ -132,7 +155,8 @@ def _results(methods: Sequence[Method], *, resamples: int, seed: int) -> list[Re
     for method in methods:
         for level in LEVELS:
             across = over_folds(method, level)
-            estimates = bootstrap_interval(method.predictions, level=level, resamples=resamples, seed=seed)
+            repeats = [repeat.predictions for repeat in method.repeats]
+            estimates = interval_over_repeats(repeats, level=level, resamples=resamples, seed=seed)
             found += [
                 Result(method=method, level=level, metric=name, estimate=estimate, over_folds=across.get(name))
                 for name, estimate in estimates.items()
@@ -150,7 +174,7 @@ def _warnings(methods: Sequence[Method], unfinished: Sequence[str], unlabelled: 
     said: list[str] = []
     if unfinished:
         said.append(
-            f"{len(unfinished)} runs are not finished or have changed, and are not counted: {listed(unfinished)}."
+            f"Runs that are not finished or have changed are not counted ({len(unfinished)}): {listed(unfinished)}."
         )
     if unlabelled:
         said.append(f"{len(unlabelled)} runs have no labelled test slide, and are not counted: {listed(unlabelled)}.")
@@ -178,6 +202,12 @@ def _gaps(method: Method) -> list[str]:
         said.append(f"fold {listed(map(str, method.uneven_folds))} lacks a seed that other folds have.")
     if method.never_tested:
         said.append(f"{len(method.never_tested)} slides are test in no run: {listed(method.never_tested, most=5)}.")
+    if len(method.repeats) > 1:
+        said.append(
+            f"its folds were drawn {len(method.repeats)} times and test a patient more than once: figures are the "
+            "mean over drawings, never of the mean prediction, which would be that of an ensemble; curves and trust "
+            "are of the first."
+        )
     if method.unlabelled:
         said.append(f"{len(method.unlabelled)} test slides have no label: {listed(method.unlabelled, most=5)}.")
     return said
@@ -196,87 +226,3 @@ def _lost_words(drifts: Sequence[WordDrift]) -> list[str]:
     return [
         f"{method}: nearer to another word than to its own after training: {listed(red[method])}." for method in red
     ]
-
-
-def results_csv(results: Sequence[Result], of_runs: Sequence[RunFigure] = ()) -> str:
-    """One line a figure, with everything that says where it comes from."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    rows = [{**provenance(result.method), **_result_cells(result)} for result in results]
-    rows += [{**provenance(figure), **cells} for figure in of_runs for cells in _run_cells(figure)]
-    writer.writerow(rows[0] if rows else ())
-    writer.writerows(row.values() for row in rows)
-    return stream.getvalue()
-
-
-def provenance(method: Method | RunFigure) -> dict[str, str]:
-    """Where a method's figures come from, as cells of a table."""
-    cell = method.cell
-    pooling = cell.get("pooling")
-    rule = pooling if isinstance(pooling, Mapping) else {}
-    return {
-        "method": _text(method.name),
-        **{name: _text(cell.get(name)) for name in _PROVENANCE},
-        "shots": "all" if method.shots is None else str(method.shots),
-        "pooling_rule": _text(rule.get("rule")),
-        "pooling_top_j": _text(rule.get("top_j")),
-    }
-
-
-def _result_cells(result: Result) -> dict[str, str]:
-    estimate = result.estimate
-    return {
-        "level": result.level,
-        "metric": _text(result.metric),
-        "value": _number(estimate.value),
-        "low": _number(estimate.low),
-        "high": _number(estimate.high),
-        "n_patients": str(estimate.n_patients),
-        "n_slides": str(estimate.n_slides),
-        "folds": " ".join(map(str, result.method.folds)),
-        "missing_folds": " ".join(map(str, result.method.missing_folds)),
-        "seeds": " ".join(map(str, result.method.seeds)),
-        "reason": _text(estimate.reason),
-        **_fold_cells(result.over_folds),
-    }
-
-
-def _run_cells(figure: RunFigure) -> list[dict[str, str]]:
-    """Pooled slides and patients, or the mean over runs where they cannot be pooled."""
-    mean = "mean over runs, each on its own test part; no interval" if figure.values else "not defined in any run"
-    nothing = Estimate(value=figure.mean, low=math.nan, high=math.nan, n_patients=0, n_slides=0, reason=mean)
-    return [
-        {
-            "level": level,
-            "metric": _text(figure.metric),
-            "value": _number(estimate.value),
-            "low": _number(estimate.low),
-            "high": _number(estimate.high),
-            "n_patients": str(estimate.n_patients or ""),
-            "n_slides": str(estimate.n_slides or ""),
-            "folds": " ".join(map(str, figure.folds)),
-            "missing_folds": " ".join(map(str, figure.missing_folds)),
-            "seeds": "",
-            "reason": _text(estimate.reason),
-            **_fold_cells(figure.over_folds if level == "slide" else None),
-        }
-        for level, estimate in (figure.pooled or {"slide": nothing}).items()
-    ]
-
-
-def _fold_cells(across: AcrossFolds | None) -> dict[str, str]:
-    """The mean over folds with its corrected interval; empty cells where there is a single fold."""
-    if across is None:
-        return {"fold_mean": "", "fold_low": "", "fold_high": ""}
-    return {"fold_mean": _number(across.mean), "fold_low": _number(across.low), "fold_high": _number(across.high)}
-
-
-def _number(value: float) -> str:
-    """All digits that count; ``nan`` where undefined."""
-    return f"{value:.6g}"
-
-
-def _text(value: object) -> str:
-    """A cell that a spreadsheet will not run as a formula."""
-    text = "" if value is None else str(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

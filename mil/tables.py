@@ -5,42 +5,17 @@ from collections.abc import Mapping, Sequence
 
 from mil.across_folds import AcrossFolds
 from mil.comparisons import Comparison
-from mil.drift_figures import drift_table
 from mil.intervals import LEVELS, Estimate, Level
 from mil.methods import Method, shots_text, val_score
 from mil.metrics import LOWER_IS_BETTER, METRICS, RECALL
-from mil.null_checks import null_table
 from mil.readable import READABLE, fold_text, interval_text, p_text
 from mil.report import Table
+from mil.results_file import provenance
 from mil.run_figures import RunFigure
-from mil.summarize import RELIABLE_ECE_PATIENTS, Summary, provenance
+from mil.summarize import RELIABLE_ECE_PATIENTS, Summary
 
 _SHOWN_COMPARISONS = ("balanced_accuracy", "macro_auc", "nll")
 _SHORT_HASH = 8
-
-
-def summary_tables(summary: Summary, *, level: Level, rank_by: str | None) -> list[Table]:
-    """The tables of the report, in its order.
-
-    Args:
-        summary: What to show.
-        level: Of the tables that show one level.
-        rank_by: Figure to rank methods by on validation slides; None ranks nothing.
-    """
-    of_runs = [figures_of_runs(summary)] if summary.of_runs else []
-    of_runs += [drift_table(summary.drifts)] if summary.drifts else []
-    of_runs += [null_table(summary.null_checks)] if summary.null_checks else []
-    if not summary.methods:
-        return of_runs
-    tables = [by_shots(summary, level=level), figures_of(summary, level="patient"), figures_of(summary, level="slide")]
-    tables.append(recalls(summary, level=level))
-    if summary.comparisons:
-        tables.append(differences(summary, level=level))
-    if any(result.over_folds is not None for result in summary.results):
-        tables.append(over_folds(summary, level=level))
-    if rank_by is not None:
-        tables.append(ranking(summary.methods, rank_by))
-    return [*tables, *of_runs, provenances(summary)]
 
 
 def by_shots(summary: Summary, *, level: Level) -> Table:
@@ -178,7 +153,7 @@ def over_folds(summary: Summary, *, level: Level) -> Table:
         rows=rows,
         note=f"{level.capitalize()} level; each fold's own test part, seeds averaged, with the corrected 95 % interval "
         "and test of Nadeau and Bengio: folds share training patients, so the usual t is too sure. With two or "
-        "three folds it says next to nothing. Δ is method minus reference.",
+        "three folds it says next to nothing, and a t interval may leave 0 to 1. Δ is method minus reference.",
         n_text_columns=2,
     )
 
@@ -206,20 +181,32 @@ def ranking(methods: Sequence[Method], metric: str) -> Table:
     )
 
 
-def provenances(summary: Summary) -> Table:
-    """What every figure above was made from."""
-    rows = [provenance(method) for method in summary.methods]
+def provenances(summary: Summary) -> list[Table]:
+    """What every figure above was made from: what all methods share, and what tells them apart."""
+    rows = [{**provenance(method), "seeds": " ".join(map(str, method.seeds))} for method in summary.methods]
     columns = [name for name in rows[0] if name not in ("method", "aggregator", "shots")]
-    return Table(
-        title="Where the figures come from",
-        columns=("method", "labels", *(name.replace("_", " ") for name in columns), "seeds"),
-        rows=tuple(
-            (*_lead(method), *(_short(row[name]) for name in columns), " ".join(map(str, method.seeds)))
-            for method, row in zip(summary.methods, rows, strict=True)
+    shared = [name for name in columns if len({row[name] for row in rows}) == 1]
+    own = [name for name in columns if name not in shared]
+    return [
+        Table(
+            title="The same for every method",
+            columns=("what", "value"),
+            rows=tuple((name.replace("_", " "), rows[0][name] or "none") for name in shared),
+            n_text_columns=2,
+            is_record=True,
         ),
-        note=f"Hashes are cut to {_SHORT_HASH} digits here and whole in results.csv.",
-        n_text_columns=2 + len(columns) + 1,
-    )
+        Table(
+            title="What differs",
+            columns=("method", "labels", *(name.replace("_", " ") for name in own)),
+            rows=tuple(
+                (*_lead(method), *(_short(row[name]) for name in own))
+                for method, row in zip(summary.methods, rows, strict=True)
+            ),
+            note=f"Hashes are cut to {_SHORT_HASH} digits here and whole in results.csv.",
+            n_text_columns=2 + len(own),
+            is_record=True,
+        ),
+    ]
 
 
 def _cell(estimates: Mapping[str, Estimate], name: str) -> str:

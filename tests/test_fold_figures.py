@@ -11,9 +11,10 @@ from sklearn.metrics import balanced_accuracy_score, mean_absolute_error
 
 from feature_extraction.files import publish_json, publish_text
 from mil.across_folds import across_folds
+from mil.results_file import results_csv
 from mil.runs import write_done
-from mil.summarize import Summary, results_csv, summarize
-from mil.tables import summary_tables
+from mil.sections import report_sections, tables_of
+from mil.summarize import Summary, summarize
 
 FOLDS, N = 3, 36
 CLASSES = ("A", "B")
@@ -118,14 +119,16 @@ def test_the_untrained_reference_is_compared_on_each_folds_slides(
 
 def test_a_reference_on_another_split_has_no_folds_in_common(tmp_path: Path, said: dict[str, np.ndarray]) -> None:
     _classify(tmp_path, "abmil", said["abmil"])
-    _classify(tmp_path, "prompt", said["prompt"], split_sha256="other")
+    _classify(tmp_path, "prompt", said["prompt"], split_sha256="other", split_name="other")
     summary = summarize(tmp_path, resamples=100, reference="abmil")
     assert {c.over_folds for c in summary.comparisons} == {None}
     assert np.isnan([c.p_holm_over_folds for c in summary.comparisons]).all()
 
 
 def test_the_table_over_folds_shows_means_and_differences(summary: Summary) -> None:
-    table = next(t for t in summary_tables(summary, level="patient", rank_by=None) if t.title == "Means over folds")
+    table = next(
+        t for t in tables_of(report_sections(summary, level="patient", rank_by=None)) if t.title == "Means over folds"
+    )
     assert [row[0] for row in table.rows] == ["abmil", "prompt"]
     assert all(row[2] == "3" and " to " in row[3] and row[4][0] in "+-" for row in table.rows)
     assert "Nadeau" in table.note
@@ -154,5 +157,5 @@ def test_a_sweep_of_numbers_has_pooled_figures_with_intervals_and_means_over_fol
     other = next(line for line in lines if line["metric"] == "events")
     assert (other["value"], other["low"], other["n_patients"]) == ("3", "nan", "")
     assert "no interval" in other["reason"]
-    table = summary_tables(summary, level="slide", rank_by=None)[0]
+    table = tables_of(report_sections(summary, level="slide", rank_by=None))[0]
     assert [bool(cell) for cell in table.rows[0][-2:]] == [True, True]

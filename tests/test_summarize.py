@@ -13,67 +13,20 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
+from run_folders import CLASSES, FOLDS, cohort_of, write_run
 from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 
 from feature_extraction.errors import InputError
-from feature_extraction.files import address, publish_json, publish_text, read_json
+from feature_extraction.files import publish_text, read_json
 from mil.methods import group_methods
 from mil.metrics import slide_metrics
-from mil.report import Figure, Table, as_markdown, write_report
+from mil.report import Figure, Section, Table, as_markdown, write_report
+from mil.results_file import results_csv
 from mil.runs import find_runs, write_done
-from mil.summarize import results_csv, summarize
+from mil.summarize import summarize
 from mil.tables import by_shots, figures_of, ranking
 
-CLASSES = ("LUAD", "LUSC", "normal")
-FOLDS = 3
 command_test = pytest.mark.filterwarnings("ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
-
-
-def _cohort(n_patients: int = 24) -> list[tuple[str, str, str]]:
-    """(slide, patient, label); patients have one or two slides."""
-    return [
-        (f"s{patient:02}-{slide}", f"p{patient:02}", CLASSES[patient % 3])
-        for patient in range(n_patients)
-        for slide in range(1 + patient % 2)
-    ]
-
-
-def _write_run(
-    root: Path, *, fold: int, skill: float, cohort: Sequence[tuple[str, str, str]] = (), **changes: object
-) -> Path:
-    """One run as `promptmil train` leaves it; fold f tests every third patient of a class, from f."""
-    cell: dict[str, object] = {
-        "aggregator": "prompt", "init": "text", "space": "joint", "encoder": "tiny", "encoder_fingerprint": "e" * 64,
-        "features_folder": "tiny-0123", "prompt_set": "lung", "prompt_set_sha256": "a" * 64, "split_name": "kfold",
-        "split_sha256": "b" * 64, "scheme": "kfold", "shots": None, "fold": fold, "seed": 0,
-        "pooling": {"rule": "topj", "top_j": 5}, "max_epochs": 20, "version": "0.1.0", **changes,
-    }  # fmt: skip
-    cell["determined_by"] = {
-        "fold": fold,
-        "seed": cell["seed"],
-        "features": f"bags of fold {fold}",
-        "optimizer": {"lr": 1e-4},
-    } | dict(changes.get("determined_by", {}))
-    name = address(cell)[:12]
-    folder = root / name
-    generator = np.random.default_rng(int(name[:8], 16))
-    rows = []
-    for slide, patient, label in cohort or _cohort():
-        part = (
-            ("test", "val", "train", "train", "train")[(int(patient[1:]) // 3 - fold) % FOLDS]
-            if cell["aggregator"] != "zeroshot"
-            else "test"
-        )
-        weights = np.exp(generator.normal(size=3) + skill * np.eye(3)[CLASSES.index(label)])
-        rows.append([slide, patient, fold, part, label, *(weights / weights.sum())])
-    publish_json(folder / "cell.json", {"cell": name, **cell})
-    stream = io.StringIO()
-    csv.writer(stream).writerows(
-        [["slide_id", "patient_id", "fold", "part", "label", *(f"p_{c}" for c in CLASSES)], *rows]
-    )
-    publish_text(folder / "predictions.csv", stream.getvalue())
-    write_done(folder)
-    return folder
 
 
 def _lines(path: Path) -> list[dict[str, str]]:
@@ -86,7 +39,7 @@ def _few(shots: int) -> dict[str, object]:
 
 def _zeroshot(root: Path) -> Path:
     nothing = {"split_name": "", "split_sha256": "", "scheme": "", "shots": 0, "max_epochs": 0}
-    return _write_run(root, fold=0, skill=0.7, aggregator="zeroshot", **nothing)
+    return write_run(root, fold=0, skill=0.7, aggregator="zeroshot", **nothing)
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +51,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for fold in range(FOLDS):
             for seed in range(2):
                 split = {} if shots is None else _few(shots)
-                _write_run(root / "train", fold=fold, seed=seed, skill=0.7 + gain, **split)
-                _write_run(
+                write_run(root / "train", fold=fold, seed=seed, skill=0.7 + gain, **split)
+                write_run(
                     root / "train", fold=fold, seed=seed, skill=gain, aggregator="gated_abmil", init="random", **split
                 )
     return root
@@ -158,7 +111,7 @@ def test_methods_stand_by_shots_then_name_whatever_their_results(sweep: Path) ->
 
 
 def test_train_rows_change_no_figure(tmp_path: Path) -> None:
-    folder = _write_run(tmp_path, fold=0, skill=1.0)
+    folder = write_run(tmp_path, fold=0, skill=1.0)
     before = results_csv(summarize(tmp_path, resamples=100).results)
     text = (folder / "predictions.csv").read_text()
     spoilt = re.sub(r"(,train,\w+),.*", r"\1,1,0,0", text)
@@ -185,8 +138,8 @@ def test_what_differs_is_another_method_with_the_difference_in_its_name(
     tmp_path: Path, changes: dict[str, object], names: set[str]
 ) -> None:
     for fold in range(FOLDS):
-        _write_run(tmp_path, fold=fold, skill=1)
-        _write_run(tmp_path, fold=fold, skill=1, **changes)
+        write_run(tmp_path, fold=fold, skill=1)
+        write_run(tmp_path, fold=fold, skill=1, **changes)
     assert {method.name for method in group_methods(find_runs(tmp_path))[0]} == names
 
 
@@ -197,11 +150,11 @@ def test_folds_seeds_and_the_bags_of_a_fold_do_not_make_another_method(sweep: Pa
 
 def test_a_missing_fold_an_uneven_seed_and_an_unfinished_run_are_said_aloud(tmp_path: Path) -> None:
     for fold in range(FOLDS):
-        _write_run(tmp_path, fold=fold, skill=1, aggregator="gated_abmil")
+        write_run(tmp_path, fold=fold, skill=1, aggregator="gated_abmil")
         if fold != 1:
-            _write_run(tmp_path, fold=fold, skill=1)
-    _write_run(tmp_path, fold=2, seed=1, skill=1)
-    half = _write_run(tmp_path, fold=0, seed=5, skill=1)
+            write_run(tmp_path, fold=fold, skill=1)
+    write_run(tmp_path, fold=2, seed=1, skill=1)
+    half = write_run(tmp_path, fold=0, seed=5, skill=1)
     (half / "done.json").unlink()
     summary = summarize(tmp_path, resamples=100)
     said = "\n".join(summary.warnings)
@@ -219,7 +172,7 @@ def test_a_missing_fold_an_uneven_seed_and_an_unfinished_run_are_said_aloud(tmp_
 
 def test_differences_are_taken_from_zeroshot_on_the_common_slides(tmp_path: Path) -> None:
     zeroshot = _zeroshot(tmp_path)
-    folders = [_write_run(tmp_path, fold=fold, skill=2.5) for fold in range(2)]
+    folders = [write_run(tmp_path, fold=fold, skill=2.5) for fold in range(2)]
     summary = summarize(tmp_path, resamples=200)
     labels, values, patients = _pooled(folders)
     all_labels, reference, all_patients = _pooled([zeroshot])
@@ -253,7 +206,7 @@ def test_p_values_are_adjusted_for_the_number_of_methods(sweep: Path) -> None:
 def test_a_ranking_uses_validation_slides_only(tmp_path: Path) -> None:
     """The method that is better on val and worse on test stands first."""
     for name, skill in (("good_on_val", {"val": 4.0, "test": -4.0}), ("good_on_test", {"val": -4.0, "test": 4.0})):
-        folder = _write_run(tmp_path, fold=0, skill=0, aggregator=name)
+        folder = write_run(tmp_path, fold=0, skill=0, aggregator=name)
         rows = list(csv.reader((folder / "predictions.csv").read_text().splitlines()))
         for row in rows[1:]:
             weights = np.exp(skill.get(row[3], 0.0) * np.eye(3)[CLASSES.index(row[4])])
@@ -267,7 +220,7 @@ def test_a_ranking_uses_validation_slides_only(tmp_path: Path) -> None:
 
 def test_a_method_without_val_is_ranked_last_and_says_so(tmp_path: Path) -> None:
     _zeroshot(tmp_path)
-    _write_run(tmp_path, fold=0, skill=-1)
+    write_run(tmp_path, fold=0, skill=-1)
     rows = ranking(summarize(tmp_path, resamples=100).methods, "balanced_accuracy").rows
     assert [row[0] for row in rows] == ["prompt", "zeroshot"]
     assert rows[1][2] == "no val part"
@@ -282,8 +235,8 @@ def test_the_table_by_shots_has_a_row_a_method_and_a_column_a_number_of_labels(s
 
 
 def test_a_class_nobody_tested_is_not_defined_and_says_why(tmp_path: Path) -> None:
-    cohort = [row for row in _cohort() if row[2] != "normal"]
-    _write_run(tmp_path, fold=0, skill=1, cohort=cohort)
+    cohort = [row for row in cohort_of() if row[2] != "normal"]
+    write_run(tmp_path, fold=0, skill=1, cohort=cohort)
     summary = summarize(tmp_path, resamples=100)
     table = figures_of(summary, level="slide")
     assert table.rows[0][5:8] == ("not defined",) * 3
@@ -294,7 +247,7 @@ def test_a_class_nobody_tested_is_not_defined_and_says_why(tmp_path: Path) -> No
 
 
 def test_slides_without_a_label_are_counted_and_left_out(tmp_path: Path) -> None:
-    folder = _write_run(tmp_path, fold=0, skill=1)
+    folder = write_run(tmp_path, fold=0, skill=1)
     text = (folder / "predictions.csv").read_text()
     publish_text(folder / "predictions.csv", text.replace("test,LUAD", "test,", 2))
     write_done(folder)
@@ -313,7 +266,7 @@ def test_slides_without_a_label_are_counted_and_left_out(tmp_path: Path) -> None
     ],
 )
 def test_predictions_that_cannot_be_read_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
-    folder = _write_run(tmp_path, fold=0, skill=1)
+    folder = write_run(tmp_path, fold=0, skill=1)
     text = (folder / "predictions.csv").read_text()
     assert old in text
     publish_text(folder / "predictions.csv", text.replace(old, new, 1))
@@ -323,8 +276,8 @@ def test_predictions_that_cannot_be_read_are_refused(tmp_path: Path, old: str, n
 
 
 def test_runs_that_disagree_on_a_label_are_refused(tmp_path: Path) -> None:
-    _write_run(tmp_path, fold=0, skill=1)
-    folder = _write_run(tmp_path, fold=0, seed=1, skill=1)
+    write_run(tmp_path, fold=0, skill=1)
+    folder = write_run(tmp_path, fold=0, seed=1, skill=1)
     text = (folder / "predictions.csv").read_text()
     publish_text(folder / "predictions.csv", text.replace("s00-0,p00,0,test,LUAD", "s00-0,p00,0,test,LUSC", 1))
     write_done(folder)
@@ -333,13 +286,13 @@ def test_runs_that_disagree_on_a_label_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_sweep_without_a_finished_run_is_refused(tmp_path: Path) -> None:
-    (_write_run(tmp_path, fold=0, skill=1) / "done.json").unlink()
+    (write_run(tmp_path, fold=0, skill=1) / "done.json").unlink()
     with pytest.raises(InputError, match="0 finished and 1 unfinished"):
         summarize(tmp_path)
 
 
 def test_results_carry_their_provenance_and_no_formula(tmp_path: Path) -> None:
-    _write_run(tmp_path, fold=0, skill=1, prompt_set="=cmd()")
+    write_run(tmp_path, fold=0, skill=1, prompt_set="=cmd()")
     line = next(csv.DictReader(io.StringIO(results_csv(summarize(tmp_path, resamples=100).results))))
     assert line["prompt_set"] == "'=cmd()"
     assert line["encoder_fingerprint"] == "e" * 64
@@ -376,8 +329,10 @@ def test_the_command_writes_tables_and_a_page_that_fetches_nothing(
     assert _run(tmp_path, sweep, rank_by="balanced_accuracy") == 0
     text = (tmp_path / "report.html").read_text()
     page = _Page(text)
-    assert page.tags.count("img") == 4
-    for source in page.sources:
+    assert page.tags.count("img") == 7
+    inside = [source for source in page.sources if source.startswith("#")]
+    assert len(inside) == text.count("<section")
+    for source in (source for source in page.sources if source not in inside):
         head, data = source.split(",", 1)
         assert head == "data:image/png;base64"
         Image.open(io.BytesIO(base64.b64decode(data))).verify()
@@ -390,17 +345,25 @@ def test_the_command_writes_tables_and_a_page_that_fetches_nothing(
         assert title in (tmp_path / "results.md").read_text()
     lines = _lines(tmp_path / "results.csv")
     assert len(lines) == 7 * 2 * 10
+    assert "Can it be trusted?" in text
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) >= {"trust.csv", "unused.csv", "results.tex"}
+    assert _run(tmp_path, sweep, rank_by="balanced_accuracy") == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     record = read_json(tmp_path / "summary.json")
     assert (record["runs"], record["unfinished"], len(record["methods"])) == (37, [], 7)
     assert "prompt  balanced accuracy" in capsys.readouterr().err
 
 
 @command_test
-def test_the_command_says_with_its_exit_code_that_something_is_missing(tmp_path: Path) -> None:
+def test_an_incomplete_sweep_is_refused_with_a_list_unless_it_is_asked_for(tmp_path: Path) -> None:
     for fold in range(FOLDS):
-        _write_run(tmp_path / "runs", fold=fold, skill=1)
-    (_write_run(tmp_path / "runs", fold=0, seed=1, skill=1) / "done.json").unlink()
-    assert _run(tmp_path / "out", tmp_path / "runs") == 3
+        write_run(tmp_path / "runs", fold=fold, skill=1)
+    (write_run(tmp_path / "runs", fold=0, seed=1, skill=1) / "done.json").unlink()
+    with pytest.raises(InputError, match=r"not finished, or changed: [0-9a-f]{12}\n.*allow_incomplete=true"):
+        _run(tmp_path / "out", tmp_path / "runs")
+    assert not (tmp_path / "out").exists()
+    assert _run(tmp_path / "out", tmp_path / "runs", allow_incomplete=True) == 3
     assert "Read this first" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -427,7 +390,8 @@ def test_a_report_shows_strings_as_text(tmp_path: Path) -> None:
     evil = "<script>alert('x')</script>"
     table = Table(title=evil, columns=("a|b", "n"), rows=((evil, "1"),), note=evil)
     figure = Figure(title='"><img src=http://x>', png=_png(), caption=evil)
-    write_report(tmp_path / "report.html", title=evil, tables=[table], figures=[figure], notes=[evil], warnings=[evil])
+    section = Section(title=evil, tables=(table,), figures=(figure,))
+    write_report(tmp_path / "report.html", title=evil, sections=[section], notes=[evil], warnings=[evil])
     page = _Page((tmp_path / "report.html").read_text())
     assert "script" not in page.tags
     assert [source[:22] for source in page.sources] == ["data:image/png;base64,"]
@@ -437,16 +401,18 @@ def test_a_report_shows_strings_as_text(tmp_path: Path) -> None:
 
 
 def test_a_report_refuses_what_it_cannot_show(tmp_path: Path) -> None:
+    picture = Section(figures=(Figure(title="f", png=b"<svg/>"),))
     with pytest.raises(InputError, match="not a PNG"):
-        write_report(tmp_path / "r.html", title="t", figures=[Figure(title="f", png=b"<svg/>")])
+        write_report(tmp_path / "r.html", title="t", sections=[picture])
+    table = Section(tables=(Table(title="x", columns=("a", "b"), rows=(("1",),)),))
     with pytest.raises(InputError, match="another length"):
-        write_report(tmp_path / "r.html", title="t", tables=[Table(title="x", columns=("a", "b"), rows=(("1",),))])
+        write_report(tmp_path / "r.html", title="t", sections=[table])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_slides_are_read_from_any_order_of_classes(tmp_path: Path) -> None:
     """The columns of another run may stand in another order; names decide."""
-    one = _write_run(tmp_path, fold=0, skill=1)
+    one = write_run(tmp_path, fold=0, skill=1)
     method = group_methods(find_runs(tmp_path))[0][0]
     rows = list(csv.reader((one / "predictions.csv").read_text().splitlines()))
     turned = [[*row[:5], row[7], row[5], row[6]] for row in rows]

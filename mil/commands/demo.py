@@ -14,10 +14,9 @@ from feature_extraction.files import publish_json, read_json
 from feature_extraction.synthetic.cohort import make_cohort
 from mil.cli import main
 from mil.demo import Paths, Size, shown_maps, steps_to_features, steps_to_results
-from mil.figures import summary_figures
-from mil.report import Figure, Table, write_report
+from mil.report import Figure, Section, Table, write_report
+from mil.sections import report_sections
 from mil.summarize import summarize
-from mil.tables import summary_tables
 
 BUG = 1
 ABOUT = (
@@ -95,8 +94,10 @@ def _report(config: DictConfig, paths: Paths, record: dict[str, object]) -> None
     write_report(
         paths.out / "report.html",
         title="promptmil demo",
-        tables=[*summary_tables(summary, level="patient", rank_by=None), _auc_table(record["tile_auc"])],
-        figures=[*summary_figures(summary, level="patient"), *maps],
+        sections=[
+            *report_sections(summary, level="patient", rank_by=None),
+            Section(title="Maps", tables=(_auc_table(record["tile_auc"]),), figures=tuple(maps)),
+        ],
         notes=ABOUT,
         warnings=summary.warnings,
     )

@@ -1,4 +1,4 @@
-"""`promptmil predict`: run + features -> predictions of new slides."""
+"""`promptmil predict`: run or bundle + features -> predictions of new slides."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +13,10 @@ from feature_extraction.commands.licence import check_licence
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_json, publish_text
 from mil.bag import Bag
+from mil.bundle import Bundle, read_bundle
 from mil.cohort import read_labels
 from mil.commands import settings
+from mil.commands.predict_bundle import patients_of, say_patients
 from mil.commands.unused import say_unused
 from mil.explain import LoadedRun, load_runs, open_features, require_one_method
 from mil.feature_folder import load_bags
@@ -27,8 +29,8 @@ BAGS_A_BATCH = 8
 def run(config: DictConfig) -> int:
     """Predict every slide of a feature folder; returns the exit code."""
     console = Console(stderr=True)
-    runs = load_runs(settings.optional_path(config.run), settings.optional_path(config.runs))
-    require_one_method(runs)
+    bundle = _bundle(config)
+    runs = _loaded(config) if bundle is None else bundle.runs
     check_licence(config.licence_profile, runs[0].card, console)
     features = open_features(settings.paths(config.features), runs)
     bags = load_bags(features, features[0].slide_ids(), space=runs[0].card.space, nontask_of=runs[0].nontask_bank())
@@ -37,10 +39,12 @@ def run(config: DictConfig) -> int:
             f"features={config.features}: no slide with a usable feature file, {len(bags.unused)} unusable"
         )
     slide_ids = list(bags.bags)
-    chosen = list(bags.bags.values())
-    task, classes = runs[0].task, runs[0].card.classes
-    outcomes = [_outcome(run, chosen) for run in runs]
+    outcomes = [_outcome(run, list(bags.bags.values())) for run in runs]
     mean = np.mean([outcome.probabilities for outcome in outcomes], axis=0)
+    if bundle is not None:
+        patients = patients_of(settings.optional_path(config.labels), slide_ids)
+        return say_patients(Path(config.out), bundle, bags, mean, patients)
+    task, classes = runs[0].task, runs[0].card.classes
     table = pd.DataFrame({"slide_id": slide_ids, **{f"p_{name}": mean[:, i] for i, name in enumerate(classes)}})
     decisions = task.decisions(mean, classes)
     if decisions is not None:
@@ -63,6 +67,20 @@ def run(config: DictConfig) -> int:
     )
     console.print(f"{len(table)} slides predicted by {len(runs)} run(s) -> {out}", soft_wrap=True, markup=False)
     return say_unused(console, bags.unused)
+
+
+def _loaded(config: DictConfig) -> list[LoadedRun]:
+    runs = load_runs(settings.optional_path(config.run), settings.optional_path(config.runs))
+    require_one_method(runs)
+    return runs
+
+
+def _bundle(config: DictConfig) -> Bundle | None:
+    if config.bundle is None:
+        return None
+    if config.run is not None or config.runs is not None:
+        raise InputError("give one of bundle=…, run=… and runs=…")
+    return read_bundle(Path(config.bundle))
 
 
 def _outcome(run: LoadedRun, bags: Sequence[Bag]) -> Outcome:

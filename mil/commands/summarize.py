@@ -1,4 +1,4 @@
-"""`promptmil summarize`: a sweep -> results.csv, results.md, report.html."""
+"""`promptmil summarize`: a sweep -> tables (csv, md, tex) and report.html."""
 
 from pathlib import Path
 from typing import cast
@@ -8,15 +8,19 @@ from rich.console import Console
 
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_json, publish_text
+from mil.accounts import unused_csv
 from mil.cohort import listed
-from mil.figures import summary_figures
 from mil.intervals import LEVELS, Level
+from mil.latex import as_latex
 from mil.methods import shots_text
 from mil.metrics import METRICS
 from mil.null_checks import null_lines, null_record
 from mil.report import as_markdown, write_report
-from mil.summarize import Summary, results_csv, summarize
-from mil.tables import by_shots, summary_tables
+from mil.results_file import results_csv
+from mil.sections import report_sections, tables_of
+from mil.summarize import Summary, summarize
+from mil.tables import by_shots
+from mil.trust_tables import trust_csv
 
 PARTLY_FAILED = 3
 FEWEST_RESAMPLES = 100
@@ -28,23 +32,36 @@ def run(config: DictConfig) -> int:
     summary = summarize(
         Path(config.runs), reference=config.reference, resamples=int(config.resamples), seed=int(config.seed)
     )
+    _require_complete(summary, is_allowed=bool(config.allow_incomplete))
     level = cast("Level", config.level)
-    tables = summary_tables(summary, level=level, rank_by=config.rank_by)
+    sections = report_sections(summary, level=level, rank_by=config.rank_by)
+    tables = tables_of(sections)
     notes = _notes(summary, resamples=int(config.resamples))
     out = Path(config.out)
     publish_text(out / "results.csv", results_csv(summary.results, summary.of_runs))
+    publish_text(out / "unused.csv", unused_csv(summary.accounts))
+    publish_text(out / "results.tex", as_latex([one for one in tables if not one.is_record]))
+    publish_text(out / "trust.csv", trust_csv(summary.trust))
     publish_text(out / "results.md", as_markdown("Results", tables, [*summary.warnings, *notes]))
     write_report(
         out / "report.html",
         title="Results of a sweep",
-        tables=tables,
-        figures=summary_figures(summary, level=level) if summary.methods else [],
+        sections=sections,
         notes=notes,
         warnings=summary.warnings,
     )
     publish_json(out / "summary.json", _record(summary))
     _say(summary, level, out)
     return 0 if summary.is_complete else PARTLY_FAILED
+
+
+def _require_complete(summary: Summary, *, is_allowed: bool) -> None:
+    if not summary.is_complete and not is_allowed:
+        gaps = "\n".join(f"- {gap}" for gap in summary.gaps)
+        raise InputError(
+            f"runs: the sweep is not complete:\n{gaps}\nfinish it (the same `promptmil train -m …` runs what is "
+            "missing), or set allow_incomplete=true for a report of what is there"
+        )
 
 
 def _require_settings(config: DictConfig) -> None:
