@@ -163,6 +163,24 @@ def rank_correlation(maps: Float64[np.ndarray, "run tile"]) -> float:
     return float(np.mean([np.corrcoef(first, rankdata(row))[0, 1] for row in varies]))
 
 
+def trust_line(report: FaithfulnessReport | None, layer: str, stability: object) -> str:
+    """The figures of the shown layer in lines for the picture, empty where nothing was measured."""
+    lines: list[str] = []
+    if report is not None:
+        found, k = report.layers[layer], report.n_evidence
+        area, gain, kept, dropped = found.aopc, found.gain, found.sufficiency, found.necessity
+        lines += [
+            f"AOPC {area.value:.3f} (random {area.random:.3f}, p {area.p:.2g}), gain {gain.value:.3f} (p {gain.p:.2g})",
+            (
+                f"{k} strongest: sufficiency {kept.value:+.2f} (p {kept.p:.2g}), necessity {dropped.value:+.2f} "
+                f"(p {dropped.p:.2g})   ·   enough: {found.smallest_k.value:.0f} (random {found.smallest_k.random:.0f})"
+            ),
+        ]
+    if isinstance(stability, dict) and stability.get("rank_correlation") is not None:
+        lines.append(f"rank correlation with {stability['runs']} other runs {stability['rank_correlation']:.2f}")
+    return "\n".join(lines)
+
+
 def dropped_at(n_tiles: int) -> Int64[np.ndarray, " step"]:
     """How many tiles are gone at each step of a curve, never all."""
     return np.arange(STEPS + 1) * n_tiles // (STEPS + 1)

@@ -19,7 +19,7 @@ from mil.checkpoint import TENSORS, ModelCard
 from mil.concept_table import add_counterfactuals, concept_table
 from mil.contributions import Explanation, auc_against, explain, share_inside
 from mil.explain import LoadedRun, require_stored_prediction
-from mil.faithfulness import FaithfulnessReport, Said, measure, rank_correlation
+from mil.faithfulness import FaithfulnessReport, Said, measure, rank_correlation, trust_line
 from mil.feature_folder import FeatureFolder, load_bags
 from mil.heatmap import Caption, overview_png
 from mil.kept_tiles import Reader, reader_of
@@ -200,24 +200,6 @@ def prediction(run: LoadedRun, explanation: Explanation) -> str:
         return f"predicted {decided[0]}{chance}"
     score = run.task.scores(torch.from_numpy(explanation.logits).unsqueeze(0))
     return "" if score is None else f"{run.task.score_name} {float(score[0]):.4g}"
-
-
-def trust_line(report: FaithfulnessReport | None, layer: str, stability: object) -> str:
-    """The figures of the shown layer in lines for the picture, empty where nothing was measured."""
-    lines: list[str] = []
-    if report is not None:
-        found, k = report.layers[layer], report.n_evidence
-        area, gain, kept, dropped = found.aopc, found.gain, found.sufficiency, found.necessity
-        lines += [
-            f"AOPC {area.value:.3f} (random {area.random:.3f}, p {area.p:.2g}), gain {gain.value:.3f} (p {gain.p:.2g})",
-            (
-                f"{k} strongest: sufficiency {kept.value:+.2f} (p {kept.p:.2g}), necessity {dropped.value:+.2f} "
-                f"(p {dropped.p:.2g})   ·   enough: {found.smallest_k.value:.0f} (random {found.smallest_k.random:.0f})"
-            ),
-        ]
-    if isinstance(stability, dict) and stability.get("rank_correlation") is not None:
-        lines.append(f"rank correlation with {stability['runs']} other runs {stability['rank_correlation']:.2f}")
-    return "\n".join(lines)
 
 
 def _title(predicted: str, label: str) -> str:
