@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from feature_extraction.errors import DamagedFileError
 from mil.aggregator import Aggregator, SixParts
 from mil.bag import Bag, pack_tiles
 from mil.bank import WordBank
+from mil.embed import UnitEmbed
 from mil.head import TextHead
 from mil.task import Task
 
@@ -37,6 +40,9 @@ class Explanation:
         bias: One a class.
         probabilities: One a class.
         elsewhere: One a class: the sum of the contributions at the other magnification, zero without one.
+        similarity: tau v . t of the words before any training, for every tile; None without text in the tiles' space.
+        concept_of_tile: Column of the concept nearest to the tile; -1 where a class without concepts is nearer, or
+            there are none.
     """
 
     bag: Bag
@@ -48,6 +54,8 @@ class Explanation:
     bias: Float64[np.ndarray, " class"]
     probabilities: Float64[np.ndarray, " class"]
     elsewhere: Float64[np.ndarray, " class"]
+    similarity: Float64[np.ndarray, "tile class"] | None
+    concept_of_tile: Int64[np.ndarray, " tile"]
 
     @property
     def is_sparse(self) -> bool:
@@ -59,9 +67,36 @@ class Explanation:
         return self.evidence if self.is_sparse else self.contribution
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """The words of a run before any training, unit length.
+
+    Attributes:
+        classes: One row a class.
+        concepts: One row a concept.
+        membership: 1 where a concept (row) belongs to a class (column).
+        scale: The encoder's factor on the cosine.
+        is_start: Whether the aggregator started from them, so that its own rows have the same names.
+        is_joint: Whether the embeddings in the bags are in their space.
+    """
+
+    classes: Float[Tensor, "class width"]
+    concepts: Float[Tensor, "concept width"]
+    membership: Float[Tensor, "concept class"]
+    scale: float
+    is_start: bool
+    is_joint: bool
+
+
 @torch.inference_mode()
-def explain(aggregator: Aggregator, task: Task, bag: Bag) -> list[Explanation]:
+def explain(aggregator: Aggregator, task: Task, bag: Bag, words: Words | None = None) -> list[Explanation]:
     """Compute the layers of one slide at each of its magnifications, the finest first.
+
+    Args:
+        aggregator: Of the run.
+        task: Of the run.
+        bag: The slide.
+        words: Of the run; without them there is neither similarity nor a concept.
 
     Raises:
         DamagedFileError: Contributions and logit disagree beyond `SUM_TOLERANCE`.
@@ -77,28 +112,35 @@ def explain(aggregator: Aggregator, task: Task, bag: Bag) -> list[Explanation]:
             f"slide={bag.slide_id}: contributions sum to {summed.tolist()}, the logits are {logits.tolist()}"
         )
     sizes = [len(of_scale) for of_scale in tiles]
-    return [
-        Explanation(
-            bag=one,
-            contribution=contribution.numpy(),
-            evidence=evidence.numpy(),
-            attention=attention.numpy(),
-            concept_share=_concept_shares(member, vectors).numpy(),
-            logits=logits.numpy(),
-            bias=output.bias.numpy(),
-            probabilities=task.probabilities(logits.unsqueeze(0))[0].numpy(),
-            elsewhere=(output.contribution.sum(dim=0) - contribution.sum(dim=0)).numpy(),
+    explanations: list[Explanation] = []
+    for one, member, of_scale, contribution, evidence, attention, vectors in zip(
+        bag.scales(),
+        exact.of_scales(),
+        tiles,
+        output.contribution.split(sizes),
+        output.evidence.split(sizes),
+        output.attention.split(sizes),
+        output.vectors.split(sizes),
+        strict=True,
+    ):
+        unit = None if words is None else _in_space_of_words(member, of_scale, words)
+        share, nearest = _concepts(member, vectors, unit, words)
+        explanations.append(
+            Explanation(
+                bag=one,
+                contribution=contribution.numpy(),
+                evidence=evidence.numpy(),
+                attention=attention.numpy(),
+                concept_share=share.numpy(),
+                logits=logits.numpy(),
+                bias=output.bias.numpy(),
+                probabilities=task.probabilities(logits.unsqueeze(0))[0].numpy(),
+                elsewhere=(output.contribution.sum(dim=0) - contribution.sum(dim=0)).numpy(),
+                similarity=None if unit is None or words is None else _similarity(unit, words),
+                concept_of_tile=nearest.numpy(),
+            )
         )
-        for one, member, contribution, evidence, attention, vectors in zip(
-            bag.scales(),
-            exact.of_scales(),
-            output.contribution.split(sizes),
-            output.evidence.split(sizes),
-            output.attention.split(sizes),
-            output.vectors.split(sizes),
-            strict=True,
-        )
-    ]
+    return explanations
 
 
 def auc_against(scores: Float64[np.ndarray, " tile"], is_positive: Bool[np.ndarray, " tile"]) -> float:
@@ -108,16 +150,52 @@ def auc_against(scores: Float64[np.ndarray, " tile"], is_positive: Bool[np.ndarr
     return float(roc_auc_score(is_positive, scores))
 
 
-def _concept_shares(member: SixParts, vectors: torch.Tensor) -> torch.Tensor:
-    """Softmax over the concepts of a class of tau v . c, one column a concept."""
+def share_inside(scores: Float64[np.ndarray, " tile"], is_positive: Bool[np.ndarray, " tile"], top: int = 20) -> float:
+    """Share of the ``top`` strongest tiles that are positive (all of a smaller slide); ties go to the earlier tile."""
+    strongest = np.argsort(-scores, kind="stable")[:top]
+    return float(is_positive[strongest].mean())
+
+
+def _in_space_of_words(
+    member: SixParts, tiles: Float[Tensor, "tile dim"], words: Words
+) -> Float[Tensor, "tile width"] | None:
+    """Unit vectors before anything that was learned; None where the encoder has no way from the tiles to its words."""
+    if isinstance(member.embed, UnitEmbed):
+        return UnitEmbed.forward(member.embed, tiles)
+    return normalize(tiles, dim=-1) if words.is_joint else None
+
+
+def _similarity(unit: Float[Tensor, "tile width"], words: Words) -> Float64[np.ndarray, "tile class"]:
+    return (words.scale * (unit @ words.classes.to(unit).T)).numpy()
+
+
+def _concepts(
+    member: SixParts,
+    vectors: Float[Tensor, "tile width"],
+    unit: Float[Tensor, "tile joint"] | None,
+    words: Words | None,
+) -> tuple[Float[Tensor, "tile concept"], Int[Tensor, " tile"]]:
+    """Softmax over the concepts of a class of tau v . c, one column a concept; and the nearest concept of each tile.
+
+    Of the rows that were learned where they started as the words, else of the words themselves.
+    """
+    none = torch.full((len(vectors),), -1)
     bank, head = member.bank, member.head
-    if not isinstance(bank, WordBank) or not isinstance(head, TextHead):
-        return vectors.new_zeros((len(vectors), 0))
-    concepts = bank().concepts
-    if concepts is None or len(concepts) == 0:
-        return vectors.new_zeros((len(vectors), 0))
-    scores = head.scale() * (vectors @ concepts.T)
-    shares = torch.zeros_like(scores)
-    for members in bank.membership.bool().T:
-        shares[:, members] = scores[:, members].softmax(dim=1)
-    return shares
+    if words is None:
+        return vectors.new_zeros((len(vectors), 0)), none
+    if words.is_start and isinstance(bank, WordBank) and isinstance(head, TextHead):
+        rows, scale, seen = bank().rows, float(head.scale()), vectors
+    elif unit is not None:
+        unnamed = words.membership.sum(dim=0) == 0
+        rows, scale, seen = torch.cat([words.concepts, words.classes[unnamed]]).to(unit), words.scale, unit
+    else:
+        return vectors.new_zeros((len(vectors), 0)), none
+    n_concepts = len(words.concepts)
+    scores = scale * (seen @ rows.T)
+    shares = torch.zeros_like(scores[:, :n_concepts])
+    for members in words.membership.bool().T:
+        shares[:, members] = scores[:, :n_concepts][:, members].softmax(dim=1)
+    if not n_concepts:
+        return shares, none
+    nearest = scores.argmax(dim=1)
+    return shares, nearest.where(nearest < n_concepts, none)

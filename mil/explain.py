@@ -1,18 +1,21 @@
 """Which run explains which slide, and everything a map of that slide is made of."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from feature_extraction.errors import DamagedFileError, InputError, MismatchError
 from feature_extraction.files import read_json
 from feature_extraction.text_bank import TextBank, read_bank
 from mil.aggregator import Aggregator
 from mil.checkpoint import BANK, ModelCard, read_model
+from mil.contributions import Words
 from mil.feature_folder import FeatureFolder, open_folders, require_space
 from mil.runs import check_run, find_runs
 from mil.task import Task, build_task
@@ -42,6 +45,24 @@ class LoadedRun:
     def nontask_bank(self) -> TextBank | None:
         """The words of the non-task things that this run leaves out, None when it keeps every tile."""
         return read_bank(self.folder / BANK) if self.card.filter_nontask else None
+
+    def words(self) -> Words | None:
+        """The words of the run's classes and concepts before any training, None for a run without text."""
+        path = self.folder / BANK
+        if not path.is_file():
+            return None
+        bank, card = read_bank(path), self.card
+        rows = [bank.concept_vector(owner, name) for owner, name in card.concepts]
+        membership = [[float(owner == name) for name in card.classes] for owner, _ in card.concepts]
+        classes = np.stack([bank.class_vector(name) for name in card.classes])
+        return Words(
+            classes=torch.from_numpy(classes),
+            concepts=torch.from_numpy(np.array(rows).reshape(-1, classes.shape[1])),
+            membership=torch.tensor(membership).reshape(-1, len(card.classes)),
+            scale=math.exp(bank.logit_scale),
+            is_start=card.init == "text",
+            is_joint=card.space == "joint",
+        )
 
 
 def load_run(folder: Path) -> LoadedRun:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -158,11 +159,15 @@ def test_maps_add_up_to_the_logit_and_find_the_lesion(study: Study, tmp_path: Pa
         f"slides={study.slides}",
         f"truth={study.truth}",
         f"out={maps}",
+        "parallel=2",
     ]
     assert main(["heatmap", *words]) == 0
     summary = json.loads((maps / "summary.json").read_text())
     assert summary["maps"] == 15  # each slide is explained by the run in which it is test
     assert summary["tile_auc"]["auc_evidence"] >= 0.9
+    assert 0 < summary["tile_auc"]["top20_similarity"] <= 1
+    assert summary["faithfulness"]["evidence"]["gain"] > summary["faithfulness"]["attention"]["gain"] > 0
+    check_metadata(maps, summary["slides"])
     for line in summary["slides"]:
         table = pd.read_parquet(maps / f"{line['slide_id']}.tiles.parquet")
         for name, logit in line["logits"].items():
@@ -174,6 +179,26 @@ def test_maps_add_up_to_the_logit_and_find_the_lesion(study: Study, tmp_path: Pa
     with Image.open(maps / f"{summary['slides'][0]['slide_id']}.png") as picture:
         assert picture.width > 800
         assert np.asarray(picture.convert("RGB")).std() > 10
+
+
+def check_metadata(maps: Path, lines: list[dict[str, object]]) -> None:
+    """The table says of itself what the summary says of the slide, and more."""
+    for line in lines:
+        table = pq.read_table(maps / f"{line['slide_id']}.tiles.parquet")
+        about = json.loads(table.schema.metadata[b"promptmil"])
+        assert {name: about[name] for name in line} == line
+        assert about["use"] == "research use only"
+        assert about["dropping"] == about["faithfulness"]["how"] == "closed form"
+        assert about["stability"]["runs"] == 1
+        assert about["classes"] == list(line["logits"])
+        rows = table.to_pandas()
+        assert {"similarity", "occlusion", "concept", "share keratin pearls"} <= set(rows.columns)
+        assert not rows[["similarity", "occlusion"]].isna().to_numpy().any()
+        owned = rows["share keratin pearls"].notna()
+        assert set(rows.loc[owned, "class"]) == {"keratinizing"}
+        concepts = pd.read_csv(maps / f"{line['slide_id']}.concepts.csv")
+        total = rows.loc[rows["class"] == "keratinizing", "contribution"].sum()
+        assert np.isclose(concepts.loc[concepts["class"] == "keratinizing", "contribution"].sum(), total, atol=1e-3)
 
 
 def bias_of(run: Path, name: str) -> float:

@@ -103,6 +103,8 @@ def test_every_command_runs_for_every_task(study: Study, tmp_path: Path, task: s
     first = predicted["slide_id"][0]
     assert main([*maps, f"slide_ids=[{first}]"]) == 0
     assert (tmp_path / "maps" / f"{first}.png").is_file()
+    (line,) = json.loads((tmp_path / "maps" / "summary.json").read_text())["slides"]
+    assert line["predicted"].split()[0] == SCORES.get(task, "predicted")  # a number is not called a class
 
     assert main(["summarize", f"runs={runs}", f"out={tmp_path / 'summary'}", "resamples=100"]) == 0
     results = pd.read_csv(tmp_path / "summary" / "results.csv")

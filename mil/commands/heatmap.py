@@ -1,76 +1,152 @@
-"""`promptmil heatmap`: run + features (+ slides) -> contributions per tile, PNG overview, GeoJSON for QuPath."""
+"""`promptmil heatmap`: run + features (+ slides) -> tile tables with their figures, PNG, GeoJSON for QuPath."""
 
-import importlib.metadata
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import cast
 
 import numpy as np
-import shapely
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
 from feature_extraction.commands.licence import check_licence
 from feature_extraction.errors import DamagedFileError, InputError, SlideError
-from feature_extraction.files import address, is_valid, publish, publish_json, read_json, sha256_of_file
+from feature_extraction.files import publish_json
 from feature_extraction.pseudonyms import redact
-from feature_extraction.slide import fingerprint_file
 from feature_extraction.slides import read_slide_table
-from mil.backdrop import backdrop_of
-from mil.checkpoint import TENSORS, ModelCard
 from mil.commands import settings
-from mil.contributions import Explanation, auc_against, explain
-from mil.explain import (
-    LoadedRun,
-    load_runs,
-    open_features,
-    require_one_method,
-    require_stored_prediction,
-    runs_by_slide,
-)
-from mil.feature_folder import FeatureFolder, load_bags
-from mil.heatmap import Caption, overview_png
-from mil.layers import parquet_bytes, regions_geojson, tile_table, tiles_geojson
-from mil.truth import covered_fraction, read_regions
+from mil.commands.side_by_side import START_METHOD, begin_process
+from mil.explain import LoadedRun, load_runs, open_features, require_one_method, runs_by_slide
+from mil.feature_folder import FeatureFolder
+from mil.slide_map import MapRequest, SlideSource, map_slide
 
 PARTLY_FAILED = 3
-POSITIVE_FRACTION = 0.5
-"""A tile counts as inside a true region when at least this share of it lies there."""
+SLIDES_A_PROCESS = 16
+"""Fewer are not worth the start of a process."""
+FIGURES = ("aopc", "gain", "sufficiency", "necessity", "smallest_k")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """One slide for any process, which opens runs and features itself, once."""
+
+    slide_id: str
+    run: str
+    path: Path | None
+    run_path: Path | None
+    runs_path: Path | None
+    features: tuple[Path, ...]
+    request: MapRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Done:
+    """A line of the summary, or why there is none."""
+
+    line: Mapping[str, object] | None = None
+    failure: str = ""
 
 
 def run(config: DictConfig) -> int:
     """Map every slide asked for; returns the exit code."""
     console = Console(stderr=True)
-    runs = load_runs(settings.optional_path(config.run), settings.optional_path(config.runs))
-    require_one_method(runs)
+    run_path, runs_path = settings.optional_path(config.run), settings.optional_path(config.runs)
+    feature_paths = settings.paths(config.features)
+    runs, features = _opened(run_path, runs_path, feature_paths)
     check_licence(config.licence_profile, runs[0].card, console)
-    features = open_features(settings.paths(config.features), runs)
     chosen = _chosen(config, runs, features)
     paths = {} if config.slides is None else {r.slide_id: r.path for r in read_slide_table(Path(config.slides)).records}
-    out = Path(config.out)
-    done: list[dict[str, object]] = []
-    failures: list[str] = []
-    for slide_id, loaded in track(chosen.items(), "maps", console=console, transient=True):
-        try:
-            done.append(_map_slide(slide_id, loaded, features, paths.get(slide_id), config))
-        except (DamagedFileError, SlideError) as error:
-            failures.append(_without_names(str(error), slide_id, paths.get(slide_id)))
-        except OSError as error:
-            failures.append(
-                f"slide={slide_id}: a file could not be read or written: {error.strerror or type(error).__name__}"
-            )
-    summary: dict[str, object] = {"command": "heatmap", "maps": len(done), "failures": failures, "slides": done}
-    if config.truth is not None:
-        summary["tile_auc"] = _mean_aucs(done)
-    publish_json(out / "summary.json", summary)
-    console.print(f"{len(done)} maps -> {out}", soft_wrap=True, markup=False)
-    if config.truth is not None:
-        console.print(f"tile AUC against the truth: {json.dumps(summary['tile_auc'])}", soft_wrap=True, markup=False)
-    for line in failures:
-        console.print(f"failed: {line}", soft_wrap=True, markup=False)
+    request = MapRequest(
+        out=Path(config.out),
+        truth=settings.optional_path(config.truth),
+        region_share=config.region_share,
+        is_measured=bool(config.faithfulness),
+    )
+    jobs = [
+        _Job(
+            slide_id=slide_id,
+            run=loaded.folder.name,
+            path=paths.get(slide_id),
+            run_path=run_path,
+            runs_path=runs_path,
+            features=feature_paths,
+            request=request,
+        )
+        for slide_id, loaded in chosen.items()
+    ]
+    n_processes = _n_processes(config.parallel, len(jobs))
+    found = list(track(_mapped(jobs, n_processes), "maps", total=len(jobs), console=console, transient=True))
+    place = {job.slide_id: number for number, job in enumerate(jobs)}
+    done = sorted((one.line for one in found if one.line), key=lambda line: place[str(line["slide_id"])])
+    failures = [one.failure for one in found if one.failure]
+    summary = _summary(done, failures, has_truth=config.truth is not None)
+    publish_json(request.out / "summary.json", summary)
+    console.print(f"{len(done)} maps -> {request.out}", soft_wrap=True, markup=False)
+    for name, title in (("tile_auc", "tile AUC against the truth"), ("faithfulness", "mean faithfulness")):
+        if name in summary:
+            console.print(f"{title}: {json.dumps(summary[name])}", soft_wrap=True, markup=False)
+    for text in failures:
+        console.print(f"failed: {text}", soft_wrap=True, markup=False)
     return PARTLY_FAILED if failures else 0
+
+
+def _mapped(jobs: Sequence[_Job], n_processes: int) -> Iterator[_Done]:
+    """Every slide, in the order in which they are done."""
+    if n_processes == 1:
+        yield from map(_map_one, jobs)
+        return
+    context = get_context(START_METHOD)
+    if START_METHOD == "forkserver":
+        context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(n_processes, mp_context=context, initializer=begin_process)
+    futures = {pool.submit(_map_one, job): job for job in jobs}
+    try:
+        for future in as_completed(futures):
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                said = "a process was killed (out of memory?); run the same command again, with a smaller parallel=…"
+                yield _Done(failure=f"slide={futures[future].slide_id}: {said}")
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _map_one(job: _Job) -> _Done:
+    """One slide, with a message where its files are at fault."""
+    runs, features = _opened(job.run_path, job.runs_path, job.features)
+    own = next(one for one in runs if one.folder.name == job.run)
+    others = [one for one in runs if one is not own]
+    source = SlideSource(slide_id=job.slide_id, run=own, others=others, features=features, path=job.path)
+    try:
+        return _Done(line=map_slide(source, job.request))
+    except (DamagedFileError, SlideError) as error:
+        return _Done(failure=_without_names(str(error), job.slide_id, job.path))
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        return _Done(failure=f"slide={job.slide_id}: a file could not be read or written: {reason}")
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(
+    run: Path | None, runs: Path | None, features: tuple[Path, ...]
+) -> tuple[list[LoadedRun], tuple[FeatureFolder, ...]]:
+    """Runs and features, opened once in each process."""
+    loaded = load_runs(run, runs)
+    require_one_method(loaded)
+    return loaded, open_features(features, loaded)
+
+
+def _n_processes(asked: object, n_slides: int) -> int:
+    if asked == "auto":
+        return max(1, min(settings.n_cores(), n_slides // SLIDES_A_PROCESS))
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+        raise InputError(f"parallel={asked}: expected auto or a whole number of at least 1")
+    return min(asked, n_slides)
 
 
 def _without_names(text: str, slide_id: str, path: Path | None) -> str:
@@ -90,117 +166,31 @@ def _chosen(config: DictConfig, runs: list[LoadedRun], features: Sequence[Featur
     return {slide_id: chosen[slide_id] for slide_id in config.slide_ids}
 
 
-def _map_slide(
-    slide_id: str, loaded: LoadedRun, features: Sequence[FeatureFolder], path: Path | None, config: DictConfig
-) -> dict[str, object]:
-    """Write the files of one slide; returns its line of the summary."""
-    card = loaded.card
-    wanted = _address(slide_id, loaded, features, path, config)
-    record = Path(config.out) / ".work" / f"{slide_id}.json"
-    if is_valid(record, lambda file: _check_map(file, wanted)):
-        return dict(cast("dict[str, object]", read_json(record)["line"]))
-    bags = load_bags(features, [slide_id], space=card.space, nontask_of=loaded.nontask_bank())
-    if slide_id in bags.unused:
-        raise DamagedFileError(f"slide={slide_id}: {bags.unused[slide_id]}")
-    explanations = explain(loaded.aggregator, loaded.task, bags.bags[slide_id])
-    fine = explanations[0]
-    require_stored_prediction(loaded, slide_id, dict(zip(card.classes, fine.probabilities.tolist(), strict=True)))
-    label, shown = _label(loaded, slide_id), _shown(fine, card)
-    caption = Caption(
-        class_name=card.classes[shown],
-        classes=card.classes,
-        label=label,
-        model=f"{card.aggregator.get('name')} {loaded.folder.name}",
-    )
-    backdrop = backdrop_of(slide_id, path, features[0].open(slide_id).header)
-    files: dict[str, str] = {}
-    for explanation, infix in zip(explanations, ("", ".coarse"), strict=False):
-        content = {
-            ".tiles.parquet": parquet_bytes(tile_table(explanation, card.classes, card.concepts)),
-            ".tiles.geojson.gz": tiles_geojson(explanation, card.classes),
-            ".regions.geojson": regions_geojson(explanation, shown, card.classes[shown], config.region_share),
-            ".png": overview_png(explanation, shown, backdrop, caption),
-        }
-        for suffix, data in content.items():
-            name = f"{slide_id}{infix}{suffix}"
-            publish(Path(config.out) / name, data)
-            files[name] = sha256_of_file(Path(config.out) / name)
-    line: dict[str, object] = {
-        "slide_id": slide_id,
-        "run": loaded.folder.name,
-        "label": label,
-        "shown": card.classes[shown],
-        "layer": "evidence" if fine.is_sparse else "contribution",
-        "logits": dict(zip(card.classes, fine.logits.tolist(), strict=True)),
-        "probabilities": dict(zip(card.classes, fine.probabilities.tolist(), strict=True)),
-    }
-    if config.truth is not None and label in card.classes and label != card.background:
-        region = read_regions(Path(config.truth) / f"{slide_id}.geojson")
-        line |= _aucs(fine, card.classes.index(label), region)
-    publish_json(record, {"address": wanted, "files": files, "line": line})
-    return line
+def _summary(lines: list[Mapping[str, object]], failures: list[str], *, has_truth: bool) -> dict[str, object]:
+    summary: dict[str, object] = {"command": "heatmap", "maps": len(lines), "failures": failures, "slides": lines}
+    if has_truth:
+        names = {name: None for line in lines for name in line if name.startswith(("auc_", "top20_"))}
+        means: dict[str, object] = {"slides": 0}
+        for name in names:
+            values = np.array([line[name] for line in lines if line.get(name) is not None], dtype=float)
+            means[name] = round(float(values.mean()), 4) if len(values) else None
+            means["slides"] = len(values) if name == "auc_evidence" else means["slides"]
+        summary["tile_auc"] = means
+    reports = [line["faithfulness"] for line in lines if isinstance(line.get("faithfulness"), dict)]
+    if reports:
+        summary["faithfulness"] = _mean_figures(reports)
+    return summary
 
 
-def _shown(explanation: Explanation, card: ModelCard) -> int:
-    """The predicted class; the strongest rival of the background, whose logit is 0 by definition and map empty."""
-    is_background = np.array([name == card.background for name in card.classes])
-    if not is_background[explanation.probabilities.argmax()]:
-        return int(explanation.probabilities.argmax())
-    return int(np.where(is_background, -np.inf, explanation.logits).argmax())
-
-
-def _address(
-    slide_id: str, loaded: LoadedRun, features: Sequence[FeatureFolder], path: Path | None, config: DictConfig
-) -> str:
-    """What determines a map; a map that has this address already is not made again."""
-    truth = None if config.truth is None else Path(config.truth) / f"{slide_id}.geojson"
-    return address(
-        {
-            "model": sha256_of_file(loaded.folder / TENSORS),
-            "features": [folder.open(slide_id).content_sha256 for folder in features],
-            "slide": None if path is None else fingerprint_file(path),
-            "truth": None if truth is None or not truth.is_file() else sha256_of_file(truth),
-            "region_share": config.region_share,
-            "version": importlib.metadata.version("promptmil"),
-        }
-    )
-
-
-def _check_map(record: Path, wanted: str) -> None:
-    """Raise unless this record is of the wanted map and its files are as they were written."""
-    content = read_json(record)
-    files = content.get("files")
-    if content.get("address") != wanted or not isinstance(files, dict):
-        raise DamagedFileError(f"{record.name}: of another map")
-    for name, expected in files.items():
-        if sha256_of_file(record.parent.parent / str(name)) != expected:
-            raise DamagedFileError(f"{name}: not as it was written")
-
-
-def _aucs(explanation: Explanation, column: int, region: shapely.Geometry) -> dict[str, object]:
-    """How well the layers of the true class find the true regions."""
-    bag = explanation.bag
-    is_inside = covered_fraction(region, bag.coords_lv0, bag.size_lv0) >= POSITIVE_FRACTION
+def _mean_figures(reports: Sequence[object]) -> dict[str, dict[str, float]]:
+    """Mean over the slides of each figure of each layer."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for report in reports:
+        layers = report["layers"] if isinstance(report, dict) else {}
+        for layer, figures in layers.items():
+            for name in FIGURES:
+                found.setdefault(layer, {}).setdefault(name, []).append(float(figures[name]["value"]))
     return {
-        "auc_evidence": auc_against(explanation.evidence[:, column], is_inside),
-        "auc_contribution": auc_against(explanation.contribution[:, column], is_inside),
-        "auc_attention": auc_against(explanation.attention[:, column], is_inside),
-        "positive_tiles": int(is_inside.sum()),
-        "tiles": len(is_inside),
+        layer: {name: round(float(np.mean(values)), 4) for name, values in figures.items()}
+        for layer, figures in found.items()
     }
-
-
-def _mean_aucs(lines: list[dict[str, object]]) -> dict[str, object]:
-    """Mean over the slides where the AUC is defined."""
-    means: dict[str, object] = {}
-    for name in ("auc_evidence", "auc_contribution", "auc_attention"):
-        values = np.array([line[name] for line in lines if name in line], dtype=float)
-        values = values[np.isfinite(values)]
-        means[name] = round(float(values.mean()), 4) if len(values) else None
-        means["slides"] = len(values)
-    return means
-
-
-def _label(loaded: LoadedRun, slide_id: str) -> str:
-    labels = loaded.predictions.loc[loaded.predictions["slide_id"] == slide_id, "label"]
-    return "" if labels.empty or labels.isna().any() else str(labels.iloc[0])

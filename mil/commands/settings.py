@@ -1,5 +1,6 @@
 """Composed configuration -> this package's own objects."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -33,3 +34,8 @@ def top_j(value: str | int) -> int | str:
     if value == "auto" or isinstance(value, int):
         return value
     raise InputError(f"pooling.top_j={value}: expected a whole number or auto")
+
+
+def n_cores() -> int:
+    """Of this machine that this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -57,7 +57,7 @@ def _at_once(module: str, configs: Sequence[DictConfig], n_processes: int) -> li
     if START_METHOD == "forkserver":
         context.set_forkserver_preload([module])
     codes: list[int] = []
-    pool = ProcessPoolExecutor(n_processes, mp_context=context, initializer=_begin)
+    pool = ProcessPoolExecutor(n_processes, mp_context=context, initializer=begin_process)
     try:
         cells = [pool.submit(_run_one, module, settings.plain(config)) for config in configs]
         codes.extend(cell.result() for cell in cells)
@@ -75,7 +75,7 @@ def _at_once(module: str, configs: Sequence[DictConfig], n_processes: int) -> li
     return codes
 
 
-def _begin() -> None:
+def begin_process() -> None:
     """In a new process: one thread, a polite end that interrupts, and an end when the parent is gone."""
     import torch
 
