@@ -148,7 +148,7 @@ def _load_scale(folder: FeatureFolder, slide_ids: Sequence[str], *, space: str, 
             file = folder.open(slide_id)
             features = file.features_of(space)
         except DamagedFileError as error:
-            unused[slide_id] = str(error)
+            unused[slide_id] = str(error).removeprefix(f"slide={slide_id}: ")
             continue
         if len(features) == 0:
             unused[slide_id] = NO_TISSUE

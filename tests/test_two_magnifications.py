@@ -115,6 +115,6 @@ def test_a_slide_that_lacks_a_magnification_is_left_out_and_named(
     words = [f"bank={study.bank}", f"split={study.split}", f"out={tmp_path / 'runs'}", "trainer.max_epochs=0"]
     assert main(["train", both, "aggregator=dual_scale", *words]) == 3
     said = " ".join(capsys.readouterr().err.split())
-    assert "coarse: slide=" + missing in said
+    assert f"not used: slide={missing}: coarse: no feature file" in said
     table = pd.read_csv(only_run(tmp_path / "runs") / "predictions.csv")
     assert missing not in set(table["slide_id"])

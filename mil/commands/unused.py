@@ -15,5 +15,5 @@ def say_unused(console: Console, unused: Mapping[str, str]) -> int:
     A slide without tissue is an outcome; any other reason makes the command partly failed.
     """
     for slide_id, reason in unused.items():
-        console.print(f"not used: slide={slide_id} {reason}", soft_wrap=True, markup=False)
+        console.print(f"not used: slide={slide_id}: {reason}", soft_wrap=True, markup=False)
     return PARTLY_FAILED if any(reason != NO_TISSUE for reason in unused.values()) else 0
