@@ -209,9 +209,9 @@ def _with_percentile(hit: Hit, histogram: Histogram) -> Hit:
 def _reason(slide_id: str, error: Exception) -> str:
     """Why a slide is not used, without the path that the system's errors name."""
     if isinstance(error, DamagedFileError):
-        return str(error)
+        return str(error).removeprefix(f"slide={slide_id}: ")
     what = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-    return f"slide={slide_id}: its feature file cannot be read ({what})"
+    return f"its feature file cannot be read ({what})"
 
 
 @contextmanager
