@@ -106,7 +106,7 @@ def write_bundle(out: Path, folders: Sequence[Path], card: BundleCard, nearest: 
     Raises:
         InputError: There is a bundle already.
     """
-    if (out / MANIFEST).exists():
+    if (out / MANIFEST).is_file():
         raise InputError(f"out={out}: there is a bundle already; remove it, or give another folder")
     names: list[str] = []
     for folder in folders:

@@ -5,7 +5,8 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -130,7 +131,7 @@ def _run(name: str, overrides: list[str]) -> int:
                 jobs.take(cell, is_cell=True)
             jobs.finish()
     except KeyboardInterrupt:  # between two cells of a sweep
-        jobs.codes.append(STOPPED)
+        jobs.stop()
     except HydraException as error:
         complain(f"error: {error}")
         return BAD_INPUT
@@ -172,14 +173,15 @@ class _Jobs:
     def take(self, config: "DictConfig", *, is_cell: bool) -> None:
         """Run a job, or keep it."""
         command = importlib.import_module(self._module)
-        if self.interrupts.has_come:
-            self.codes.append(STOPPED)
+        if self.interrupts.has_come and STOPPED not in self.codes:
+            self.stop()
         if STOPPED in self.codes:
             return  # a signal stops the sweep, not only the cell it fell into
         if is_cell and not self._is_launched and self._takes_cells():
             self._cells.append(config)
             return
-        code = guarded(command.run, config)
+        with self.interrupts.running():
+            code = guarded(command.run, config)
         if is_cell and self._is_launched:
             if code not in (0, ELSEWHERE):
                 raise CellError(f"a cell ended with exit code {code}; what went wrong is said above")
@@ -191,11 +193,17 @@ class _Jobs:
         if not self._cells or STOPPED in self.codes:
             return
         command = importlib.import_module(self._module)
-        if hasattr(command, "run_sweep"):
-            self.codes.append(command.run_sweep(self._cells))
-        else:
-            sweep_run = importlib.import_module("mil.commands.sweep_run")
-            self.codes += sweep_run.run_sweep(self._module, self._cells)
+        sweep_run = importlib.import_module("mil.commands.sweep_run")
+        with self.interrupts.running():
+            if hasattr(command, "run_sweep"):
+                self.codes.append(command.run_sweep(self._cells))
+            else:
+                self.codes += sweep_run.run_sweep(self._module, self._cells)
+
+    def stop(self) -> None:
+        """Nothing more is run."""
+        complain("stopped; run the same command again to go on")
+        self.codes.append(STOPPED)
 
     def _takes_cells(self) -> bool:
         command = importlib.import_module(self._module)
@@ -203,14 +211,16 @@ class _Jobs:
 
 
 class _Interrupts:
-    """While entered, a polite end interrupts like Ctrl-C wherever it falls, and either is remembered.
+    """While entered, a polite end and Ctrl-C are remembered; while a command runs, both interrupt wherever they fall.
 
-    Remembered, because Python drops an exception that falls into a destructor. In other threads than the main one
-    signals are not ours to handle.
+    Remembered, because Python drops an exception that falls into a destructor. Not before a command runs, because the
+    composition of a configuration takes an interrupt for a fault of the configuration. In other threads than the main
+    one signals are not ours to handle.
     """
 
     def __init__(self) -> None:
         self.has_come = False
+        self._is_running = False
         self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> None:
@@ -221,9 +231,21 @@ class _Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def running(self) -> Generator[None]:
+        """A command runs: what has come or comes interrupts it."""
+        self._is_running = True
+        try:
+            if self.has_come:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._is_running = False
+
     def _take(self, _number: int, _frame: FrameType | None) -> None:
         self.has_come = True
-        raise KeyboardInterrupt
+        if self._is_running:
+            raise KeyboardInterrupt
 
 
 def _is_launched(words: Sequence[str]) -> bool:

@@ -1,12 +1,13 @@
 """The console: help without torch, exit codes, messages that say what to do."""
 
+import signal
 import sys
 from pathlib import Path
 
 import bounded
 import pytest
 
-from mil.cli import ACTIONS, COMMANDS, main
+from mil.cli import ACTIONS, COMMANDS, _Jobs, main
 
 
 @pytest.fixture(autouse=True)
@@ -113,3 +114,12 @@ def test_doctor_without_out_writes_nothing(tmp_path: Path):
 def test_doctor_finds_missing_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["doctor", f"out={tmp_path}", "encoder=hf_clip", f"encoder.path={tmp_path}"]) == 1
     assert "config.json is missing" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_signal_before_the_command_runs_stops_it_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Not within the composition, which would take it for a fault of the configuration."""
+    monkeypatch.setattr(_Jobs, "composed", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert main(["doctor"]) == 4
+    assert capsys.readouterr().err == "stopped; run the same command again to go on\n"
