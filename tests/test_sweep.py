@@ -145,7 +145,10 @@ def test_a_line_that_does_not_compose_and_two_folders_are_refused(
         ["+experiment=few_shot_curve", "splits=s", "shots=1,2", "fold=0"],
     ],
 )
-def test_cells_are_those_that_hydra_composes_in_its_order(words: list[str], monkeypatch: pytest.MonkeyPatch):
+def test_cells_are_those_that_hydra_composes_in_its_order(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
     found: list[DictConfig] = []
     monkeypatch.setattr(mil.commands.sweep_run, "run_sweep", lambda _, configs: found.extend(configs) or [0])
     line = ["-m", "features=f", "split=s", "out=o", *words]
