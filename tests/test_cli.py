@@ -6,6 +6,7 @@ from pathlib import Path
 
 import bounded
 import pytest
+from hydra.errors import HydraException
 
 from mil.cli import ACTIONS, COMMANDS, _Jobs, main
 
@@ -119,7 +120,12 @@ def test_doctor_finds_missing_weights(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_signal_before_the_command_runs_stops_it_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Not within the composition, which would take it for a fault of the configuration."""
-    monkeypatch.setattr(_Jobs, "composed", lambda *_: signal.raise_signal(signal.SIGTERM))
+    def composing(*_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as interrupt:  # as OmegaConf and Hydra do
+            raise HydraException("a fault of the configuration") from interrupt
+
+    monkeypatch.setattr(_Jobs, "composed", composing)
     assert main(["doctor"]) == 4
     assert capsys.readouterr().err == "stopped; run the same command again to go on\n"
