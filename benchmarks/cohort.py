@@ -23,9 +23,9 @@ from feature_extraction.slide import Slide
 from feature_extraction.synthetic.cohort import make_cohort
 from mil.cli import main as promptmil
 from mil.feature_folder import FeatureFolder, load_bags
-from mil.intervals import bootstrap_interval
-from mil.metrics import Predictions
-from mil.splits import SplitTable, read_split
+from mil.metrics.classification import Predictions
+from mil.metrics.intervals import bootstrap_interval
+from mil.splits.file import SplitTable, read_split
 
 FOLDS = 5
 

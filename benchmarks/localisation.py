@@ -24,13 +24,13 @@ from feature_extraction.slide import Slide
 from feature_extraction.synthetic.cohort import make_cohort
 from feature_extraction.synthetic.tiff import write_pyramid
 from mil.cli import main as promptmil
-from mil.contributions import auc_against, explain, share_inside
-from mil.explain import LoadedRun, load_runs, open_features, runs_by_slide
-from mil.faithfulness import Said, measure
 from mil.feature_folder import FeatureFolder, load_bags
-from mil.kept_tiles import reader_of
-from mil.slide_map import relevance
-from mil.truth import covered_fraction, read_regions
+from mil.heatmap.contributions import auc_against, explain, share_inside
+from mil.heatmap.explain import LoadedRun, load_runs, open_features, runs_by_slide
+from mil.heatmap.faithfulness import Said, measure
+from mil.heatmap.kept_tiles import reader_of
+from mil.heatmap.slide_map import relevance
+from mil.heatmap.truth import covered_fraction, read_regions
 
 METHODS = ("prompt", "gated_abmil", "transmil")
 MEAN, DEVIATION, NOISE = (190.0, 150.0, 195.0), (30.0, 40.0, 25.0), 4.0

@@ -21,9 +21,9 @@ import numpy as np
 from feature_extraction.header import FeatureHeader
 from feature_extraction.store import FeatureRows, write_features
 from mil.feature_folder import FeatureFolder
-from mil.search import Limits, search
-from mil.search_files import FOLDER, open_searched, read_noted, write_noted
-from mil.search_scores import Queries
+from mil.search.files import FOLDER, open_searched, read_noted, write_noted
+from mil.search.scan import Limits, search
+from mil.search.scores import Queries
 
 N_PLANTED = 20
 SIZE = "[224.0, 224.0]"

@@ -17,19 +17,19 @@ from scipy.special import softmax
 
 from feature_extraction.files import publish_text
 from feature_extraction.store import FeatureFile
-from mil.across_folds import across_folds
 from mil.cli import main as promptmil
 from mil.cohort import read_labels
 from mil.confounding import confounding
-from mil.intervals import Figures, bootstrap_figures, bootstrap_interval, patient_draws
-from mil.metrics import Predictions, by_patient, slide_metrics
-from mil.metrics_regression import weighted_regression
-from mil.metrics_survival import weighted_concordance
+from mil.metrics.across_folds import across_folds
+from mil.metrics.classification import Predictions, by_patient, slide_metrics
+from mil.metrics.intervals import Figures, bootstrap_figures, bootstrap_interval, patient_draws
+from mil.metrics.regression import weighted_regression
+from mil.metrics.survival import weighted_concordance
 from mil.null_labels import permuted_labels
-from mil.pooled import pool, read_predictions
-from mil.readable import interval_text
+from mil.report.pooled import pool, read_predictions
+from mil.report.readable import interval_text
 from mil.runs import find_runs
-from mil.splits import read_split
+from mil.splits.file import read_split
 from mil.trust.conformal import Score, calibrate, coverage_band, prediction_sets
 from mil.trust.robustness import robustness_index
 from mil.trust.sites import site_predictability

@@ -15,7 +15,7 @@ from feature_extraction.files import as_record, publish, publish_json, read_json
 from mil.bag import Bag
 from mil.checkpoint import BANK, CARD, TENSORS, read_model
 from mil.cohort import listed
-from mil.explain import LoadedRun
+from mil.heatmap.explain import LoadedRun
 from mil.task import build_task
 from mil.trust.conformal import Calibration
 from mil.trust.out_of_distribution import NearestSlides

@@ -18,7 +18,7 @@ from mil.module import Optimization
 from mil.null_labels import permuted_labels
 from mil.parts import INITS, Init
 from mil.reads import Reads
-from mil.splits import PARTS, SplitTable
+from mil.splits.file import PARTS, SplitTable
 from mil.task import build_task
 
 AUTO = "auto"

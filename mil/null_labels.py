@@ -8,7 +8,7 @@ import numpy as np
 
 from feature_extraction.errors import InputError
 from mil.labels import ONE_CLASS, LabelKind
-from mil.split_table import PARTS, SplitTable
+from mil.splits.table import PARTS, SplitTable
 
 MOST_DRAWS = 1000
 

@@ -7,7 +7,7 @@ import pandas as pd
 from jaxtyping import Float64
 
 from mil.cohort import CohortRow
-from mil.splits import SplitRow
+from mil.splits.file import SplitRow
 
 
 def predictions_table(

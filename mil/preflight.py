@@ -18,8 +18,8 @@ from jaxtyping import Float64, Int64
 from feature_extraction.errors import InputError
 from feature_extraction.text_bank import TextBank
 from mil.bag import Bag
-from mil.intervals import Estimate, bootstrap_interval
-from mil.metrics import Predictions, by_patient, slide_metrics
+from mil.metrics.classification import Predictions, by_patient, slide_metrics
+from mil.metrics.intervals import Estimate, bootstrap_interval
 from mil.parts import Pooling
 from mil.preflight_controls import (
     Control,

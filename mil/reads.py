@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 from feature_extraction.text_bank import TextBank, read_bank
 from mil.feature_folder import BagSet, FeatureFolder, load_bags, open_folders
 from mil.labels import LabelKind
-from mil.splits import SplitTable, read_split
+from mil.splits.file import SplitTable, read_split
 from mil.word_controls import controlled
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ class Reads:
         self._kept: dict[Hashable, object] = {}
 
     def split(self, path: Path, kind: LabelKind) -> SplitTable:
-        """See `mil.splits.read_split`."""
+        """See `mil.splits.file.read_split`."""
         return self._once(("split", path, kind.name), lambda: read_split(path, kind=kind))
 
     def folders(self, paths: tuple[Path, ...]) -> tuple[FeatureFolder, ...]:

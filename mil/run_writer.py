@@ -18,7 +18,7 @@ from mil.fit import Fitted, Fold, Labelled, logits_of
 from mil.predictions import predictions_table
 from mil.runs import write_done
 from mil.sealed import SealedPart, count_reading, readings_before
-from mil.splits import SplitRow
+from mil.splits.file import SplitRow
 from mil.task import Outcome, Task
 
 

@@ -13,7 +13,7 @@ import torch
 from feature_extraction.files import publish_json, read_json
 from mil.aggregator import Aggregator
 from mil.fit import Labelled, logits_of
-from mil.splits import SplitRow
+from mil.splits.file import SplitRow
 from mil.task import Outcome, Task
 
 READINGS = ".test_readings"

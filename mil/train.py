@@ -28,7 +28,7 @@ from mil.resume import CHECKPOINT, Checkpoints, tidy
 from mil.run_writer import OpenCell, ReadyCell, write_run
 from mil.runs import check_run, lock_of
 from mil.sealed import SealedPart
-from mil.splits import SplitRow
+from mil.splits.file import SplitRow
 from mil.task import Task, build_task
 from mil.text import prototypes, task_concepts, words_of
 from mil.zeroshot import choose_top_j, resolve_pooling

@@ -9,8 +9,8 @@ from jaxtyping import Float64
 
 from feature_extraction.text_bank import TextBank
 from mil.bag import Bag
-from mil.intervals import LEVELS, bootstrap_interval
-from mil.metrics import Predictions, slide_metrics
+from mil.metrics.classification import Predictions, slide_metrics
+from mil.metrics.intervals import LEVELS, bootstrap_interval
 from mil.parts import Pooling
 from mil.prompt_subsets import Spread, draw_class_vectors, spread_of
 from mil.zeroshot import background_column, pool_scores, softmax

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.special import softmax
 
-from mil.metrics import Predictions
+from mil.metrics.classification import Predictions
 
 CLASSES = ("A", "B", "C")
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from feature_extraction.errors import InputError
-from mil.across_folds import across_folds
+from mil.metrics.across_folds import across_folds
 
 
 def test_without_a_test_part_it_is_the_usual_t_interval_and_test() -> None:

@@ -20,7 +20,7 @@ from mil.aggregator_table import MARKS, aggregator_table
 from mil.bag import BagBatch
 from mil.checkpoint import ModelCard, read_model, write_model
 from mil.context import SelfAttentionContext
-from mil.contributions import explain
+from mil.heatmap.contributions import explain
 from mil.module import MilModule, Optimization, ProximalAdamW, parameter_groups
 from mil.packed import pack
 from mil.parts import Pooling

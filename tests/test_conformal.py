@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from patients import CLASSES, simulated
 
 from feature_extraction.errors import InputError
-from mil.metrics import Predictions, by_patient
+from mil.metrics.classification import Predictions, by_patient
 from mil.trust.by_other_folds import patients_of_folds, sets_by_other_folds
 from mil.trust.conformal import (
     allowed_misses,

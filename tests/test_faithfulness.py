@@ -10,10 +10,10 @@ from test_kept_tiles import CONFIGS, moved
 
 from mil.aggregator import Aggregator, compose
 from mil.bag import Bag
-from mil.concept_table import add_counterfactuals, concept_table
-from mil.contributions import Words, auc_against, explain, share_inside
-from mil.faithfulness import STEPS, SUFFICIENT, Said, dropped_at, ladder, measure, rank_correlation
-from mil.kept_tiles import reader_of
+from mil.heatmap.concept_table import add_counterfactuals, concept_table
+from mil.heatmap.contributions import Words, auc_against, explain, share_inside
+from mil.heatmap.faithfulness import STEPS, SUFFICIENT, Said, dropped_at, ladder, measure, rank_correlation
+from mil.heatmap.kept_tiles import reader_of
 from mil.packed import pack
 from mil.tasks.classification import Classification
 

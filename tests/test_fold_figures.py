@@ -10,11 +10,11 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, mean_absolute_error
 
 from feature_extraction.files import publish_json, publish_text
-from mil.across_folds import across_folds
-from mil.results_file import results_csv
+from mil.metrics.across_folds import across_folds
+from mil.report.results_file import results_csv
+from mil.report.sections import report_sections, tables_of
+from mil.report.summarize import Summary, summarize
 from mil.runs import write_done
-from mil.sections import report_sections, tables_of
-from mil.summarize import Summary, summarize
 
 FOLDS, N = 3, 36
 CLASSES = ("A", "B")

@@ -10,7 +10,7 @@ from bags import bag, facts, scaled
 
 from mil.aggregator import Aggregator, compose, n_scales
 from mil.bag import Bag, pack_tiles
-from mil.kept_tiles import ClosedForm, Forward, Reader, reader_of
+from mil.heatmap.kept_tiles import ClosedForm, Forward, Reader, reader_of
 
 FOLDER = Path(__file__).parent.parent / "conf" / "aggregator"
 CONFIGS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(FOLDER.glob("*.yaml"))}
@@ -88,11 +88,11 @@ def test_a_tile_that_has_all_the_attention_is_dropped_without_losing_digits():
 def test_sets_read_in_several_passes_are_those_read_in_one(monkeypatch: pytest.MonkeyPatch):
     aggregator, slide = moved("transformer", "random"), bag(17, 3)
     expected = Forward(aggregator, slide).logits(sets(17))
-    monkeypatch.setattr("mil.kept_tiles.MOST_TILES", 20)
+    monkeypatch.setattr("mil.heatmap.kept_tiles.MOST_TILES", 20)
     np.testing.assert_allclose(Forward(aggregator, slide).logits(sets(17)), expected, atol=1e-5)
     closed = reader_of(moved("prompt", "text"), slide)
     together = closed.logits(sets(17))
-    monkeypatch.setattr("mil.kept_tiles.MOST_CELLS", 40)
+    monkeypatch.setattr("mil.heatmap.kept_tiles.MOST_CELLS", 40)
     np.testing.assert_allclose(closed.logits(sets(17)), together)
 
 

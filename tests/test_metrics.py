@@ -11,8 +11,7 @@ from patients import simulated
 from sklearn import metrics as sk
 
 from feature_extraction.errors import InputError
-from mil.intervals import bootstrap_interval, holm, on_same_slides, paired_difference
-from mil.metrics import (
+from mil.metrics.classification import (
     METRICS,
     Predictions,
     by_patient,
@@ -21,6 +20,7 @@ from mil.metrics import (
     undefined_reasons,
     weighted_metrics,
 )
+from mil.metrics.intervals import bootstrap_interval, holm, on_same_slides, paired_difference
 
 CLASSES = ("LUAD", "LUSC", "normal", "other")
 
@@ -212,7 +212,7 @@ def test_intervals_hold_the_value_and_depend_on_the_seed_alone(level: str) -> No
 def test_more_slides_than_fit_at_once_give_the_same_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = _predictions(30)
     whole = bootstrap_interval(rows, resamples=200)
-    monkeypatch.setattr("mil.intervals.VALUES_AT_ONCE", 1000)
+    monkeypatch.setattr("mil.metrics.intervals.VALUES_AT_ONCE", 1000)
     in_parts = bootstrap_interval(rows, resamples=200)
     for name, estimate in whole.items():
         assert (in_parts[name].low, in_parts[name].high) == pytest.approx((estimate.low, estimate.high), abs=0.08), name

@@ -9,9 +9,9 @@ import pytest
 from scipy.stats import t
 
 from feature_extraction.files import publish_json, publish_text
-from mil.null_checks import CHANCE, null_checks, null_record, null_table, real_and_null
+from mil.report.null_checks import CHANCE, null_checks, null_record, null_table, real_and_null
+from mil.report.summarize import summarize
 from mil.runs import Run, find_runs, write_done
-from mil.summarize import summarize
 
 N, PERMUTATIONS, FOLDS = 40, 8, 2
 KINDS = tuple(CHANCE)

@@ -18,7 +18,7 @@ from mil.cli import main
 from mil.fit import Fold, Labelled, fit, logits_of
 from mil.labels import TIME_TO_EVENT, time_and_event
 from mil.null_labels import permuted_labels
-from mil.split_table import SplitRow, SplitTable, make_table
+from mil.splits.table import SplitRow, SplitTable, make_table
 from mil.tasks.classification import Classification
 
 FOLDS = 5

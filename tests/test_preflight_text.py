@@ -21,7 +21,7 @@ from feature_extraction.store import FeatureRows, write_features
 from feature_extraction.text_bank import TextBank, build_bank, write_bank
 from mil.bag import Bag
 from mil.commands.preflight import report, run
-from mil.intervals import Estimate
+from mil.metrics.intervals import Estimate
 from mil.parts import Pooling
 from mil.preflight import RULE, Labelled, judge, text_preflight
 from mil.preflight_controls import Control

@@ -11,8 +11,8 @@ import pytest
 from feature_extraction.synthetic.cohort import plan_cohort
 from mil.cli import ACTIONS, COMMANDS, main
 from mil.cohort import Cohort, CohortRow
-from mil.schemes import make_split
-from mil.splits import read_split
+from mil.splits.file import read_split
+from mil.splits.schemes import make_split
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

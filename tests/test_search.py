@@ -19,11 +19,11 @@ from feature_extraction.errors import DamagedFileError, InputError
 from feature_extraction.store import FeatureRows, write_features
 from mil.cli import _as_plain_keys, main
 from mil.feature_folder import NO_TISSUE, FeatureFolder
-from mil.search import Found, Limits, search
-from mil.search_files import FOLDER, open_searched, read_noted, require_rows, write_noted
-from mil.search_page import ShownHit, contact_sheet_png, page_html
-from mil.search_queries import query_of_tile
-from mil.search_scores import Histogram, Queries, best_apart, score
+from mil.search.files import FOLDER, open_searched, read_noted, require_rows, write_noted
+from mil.search.page import ShownHit, contact_sheet_png, page_html
+from mil.search.queries import query_of_tile
+from mil.search.scan import Found, Limits, search
+from mil.search.scores import Histogram, Queries, best_apart, score
 
 DIM = 16
 SIZE = 192
@@ -263,8 +263,8 @@ def test_the_command_lists_tiles_like_a_tile_for_each_patient(tmp_path: Path):
 @pytest.mark.pipeline
 def test_words_find_the_drawn_lesions(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from feature_extraction.synthetic.cohort import make_cohort
-    from mil.contributions import auc_against
-    from mil.truth import covered_fraction, read_regions
+    from mil.heatmap.contributions import auc_against
+    from mil.heatmap.truth import covered_fraction, read_regions
 
     cohort = make_cohort(tmp_path / "cohort", n_patients=3, seed=3)
     assert main(["extract", f"slides={cohort.slides}", f"out={tmp_path / 'features'}", "qc=false"]) == 0

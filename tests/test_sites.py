@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score
 
 from feature_extraction.errors import InputError
 from mil.confounding import confounding, require_separable
-from mil.metrics import by_patient
+from mil.metrics.classification import by_patient
 from mil.trust.robustness import robustness_index
 from mil.trust.sites import leave_site_out_gap, site_predictability
 

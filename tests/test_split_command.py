@@ -14,7 +14,7 @@ from feature_extraction.files import read_json
 from feature_extraction.store import write_features
 from mil.commands import split
 from mil.commands.split import label_kind
-from mil.splits import read_split
+from mil.splits.file import read_split
 from mil.task import build_task
 
 CONF = Path(__file__).parent.parent / "conf"

@@ -9,12 +9,12 @@ import pytest
 
 from feature_extraction.errors import InputError
 from mil.cohort import Cohort, CohortRow
-from mil.draws import SplitSettings
 from mil.labels import NUMBER
-from mil.schemes import draw_split, make_split
-from mil.split_files import READERS, WRITERS
-from mil.split_fixed import GivenSplit, ValDrawing, fix_split, read_official
-from mil.split_table import PARTS, SplitTable
+from mil.splits.draws import SplitSettings
+from mil.splits.fixed import GivenSplit, ValDrawing, fix_split, read_official
+from mil.splits.interop import READERS, WRITERS
+from mil.splits.schemes import draw_split, make_split
+from mil.splits.table import PARTS, SplitTable
 
 
 def _cohort(n_patients: int = 6) -> Cohort:

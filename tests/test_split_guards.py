@@ -12,16 +12,16 @@ import pytest
 
 from feature_extraction.errors import InputError
 from mil.cohort import Cohort, CohortRow
-from mil.draws import SplitSettings
-from mil.ids import alike, difference
 from mil.labels import ONE_CLASS
-from mil.schemes import SCHEMES, draw_split, make_split
-from mil.site_balance import balanced_sites, imbalance
-from mil.sites import site_association, site_groups
-from mil.split_guards import check_split, find_faults
-from mil.split_table import PARTS, SplitRow, SplitTable, table_of
-from mil.splits import read_split
-from mil.twins import SlideContents, find_twins
+from mil.splits.draws import SplitSettings
+from mil.splits.file import read_split
+from mil.splits.guards import check_split, find_faults
+from mil.splits.ids import alike, difference
+from mil.splits.schemes import SCHEMES, draw_split, make_split
+from mil.splits.site_balance import balanced_sites, imbalance
+from mil.splits.sites import site_association, site_groups
+from mil.splits.table import PARTS, SplitRow, SplitTable, table_of
+from mil.splits.twins import SlideContents, find_twins
 
 N_TABLES = 500
 NUMBER = "500123"
@@ -438,8 +438,8 @@ def test_site_folds_are_as_even_as_the_best_of_all_assignments() -> None:
 def test_where_the_search_stops_without_proof_the_gap_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(2)
     counts = generator.poisson(generator.gamma(1, 10, (18, 1)) * generator.dirichlet(np.ones(3), 18)) + 1
-    monkeypatch.setattr("mil.site_balance.MOST_WORK", 0)
-    monkeypatch.setattr("mil.site_balance.FEWEST_NODES", 1)
+    monkeypatch.setattr("mil.splits.site_balance.MOST_WORK", 0)
+    monkeypatch.setattr("mil.splits.site_balance.FEWEST_NODES", 1)
     found = balanced_sites(counts, 4, in_every_fold=np.ones(3, bool))
     assert found is not None
     assert not found.is_exact

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from feature_extraction.errors import InputError
 from feature_extraction.files import read_json
 from mil.cohort import Cohort, CohortRow
-from mil.schemes import make_split
-from mil.splits import PARTS, SplitRow, SplitTable, check_split, find_faults, make_table, read_split, write_split
+from mil.splits.file import PARTS, SplitRow, SplitTable, check_split, find_faults, make_table, read_split, write_split
+from mil.splits.schemes import make_split
 
 # OmegaConf's own annotations are what beartype warns of.
 command_test = pytest.mark.filterwarnings("ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
@@ -312,7 +312,8 @@ def test_unused_slides_are_listed() -> None:
 
 
 def test_splits_and_metrics_load_no_torch() -> None:
-    code = "import mil.splits, mil.schemes, mil.metrics, mil.intervals, sys; sys.exit('torch' in sys.modules)"
+    modules = "mil.splits.file, mil.splits.schemes, mil.metrics.classification, mil.metrics.intervals"
+    code = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
     assert bounded.run([sys.executable, "-c", code]).returncode == 0
 
 

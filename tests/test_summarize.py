@@ -18,13 +18,13 @@ from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_text, read_json
-from mil.methods import group_methods
-from mil.metrics import slide_metrics
-from mil.report import Figure, Section, Table, as_markdown, write_report
-from mil.results_file import results_csv
+from mil.metrics.classification import slide_metrics
+from mil.report.methods import group_methods
+from mil.report.page import Figure, Section, Table, as_markdown, write_report
+from mil.report.results_file import results_csv
+from mil.report.summarize import summarize
+from mil.report.tables import by_shots, figures_of, ranking
 from mil.runs import find_runs, write_done
-from mil.summarize import summarize
-from mil.tables import by_shots, figures_of, ranking
 
 command_test = pytest.mark.filterwarnings("ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning")
 

@@ -12,14 +12,14 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_json, publish_text
-from mil.accounts import PLACES, UNUSABLE, account_table, accounts_of, unused_csv, unused_table
-from mil.comparisons import drawings
-from mil.latex import as_latex
-from mil.methods import group_methods
-from mil.report import Table
+from mil.report.accounts import PLACES, UNUSABLE, account_table, accounts_of, unused_csv, unused_table
+from mil.report.comparisons import drawings
+from mil.report.latex import as_latex
+from mil.report.methods import group_methods
+from mil.report.page import Table
+from mil.report.sections import report_sections, tables_of
+from mil.report.summarize import summarize
 from mil.runs import find_runs, write_done
-from mil.sections import report_sections, tables_of
-from mil.summarize import summarize
 
 
 def _move_test(folder: Path, patients: Callable[[int], bool]) -> None:

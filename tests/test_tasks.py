@@ -26,13 +26,13 @@ from feature_extraction.errors import InputError
 from mil.aggregator import compose
 from mil.cohort import read_labels
 from mil.labels import NUMBER, ONE_CLASS, SEVERAL_CLASSES, TIME_TO_EVENT
-from mil.metrics_multilabel import multilabel_metrics
-from mil.metrics_ordinal import ordinal_metrics
-from mil.metrics_regression import regression_metrics
-from mil.metrics_survival import concordance, survival_metrics
+from mil.metrics.multilabel import multilabel_metrics
+from mil.metrics.ordinal import ordinal_metrics
+from mil.metrics.regression import regression_metrics
+from mil.metrics.survival import concordance, survival_metrics
 from mil.packed import pack
-from mil.schemes import make_split
-from mil.splits import read_split, write_split
+from mil.splits.file import read_split, write_split
+from mil.splits.schemes import make_split
 from mil.task import Task, Words
 from mil.tasks.binary import Binary
 from mil.tasks.cox import Cox, negative_log_partial_likelihood

@@ -12,14 +12,14 @@ from sklearn.metrics import cohen_kappa_score, r2_score
 
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_json, publish_text
-from mil.intervals import bootstrap_figures
 from mil.labels import time_and_event
-from mil.metrics_multilabel import multilabel_metrics, weighted_multilabel
-from mil.metrics_ordinal import median_class, ordinal_metrics, weighted_ordinal
-from mil.metrics_regression import regression_metrics, weighted_regression
-from mil.metrics_survival import concordance, weighted_concordance
+from mil.metrics.intervals import bootstrap_figures
+from mil.metrics.multilabel import multilabel_metrics, weighted_multilabel
+from mil.metrics.ordinal import median_class, ordinal_metrics, weighted_ordinal
+from mil.metrics.regression import regression_metrics, weighted_regression
+from mil.metrics.survival import concordance, weighted_concordance
+from mil.report.tested import patients_of_parts, pooled_figures
 from mil.runs import Run, find_runs, write_done
-from mil.tested import patients_of_parts, pooled_figures
 
 N = 30
 CLASSES = ("A", "B")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mil.tile_raster import mean_of_covering, raster_shape
+from mil.heatmap.tile_raster import mean_of_covering, raster_shape
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -8,7 +8,7 @@ from patients import CLASSES, simulated
 from sklearn.linear_model import LogisticRegression
 
 from feature_extraction.errors import InputError
-from mil.metrics import Predictions, by_patient, slide_metrics
+from mil.metrics.classification import Predictions, by_patient, slide_metrics
 from mil.trust.by_other_folds import calibrated_by_other_folds, patients_of_folds
 from mil.trust.out_of_distribution import (
     background_share,

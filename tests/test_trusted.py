@@ -10,11 +10,11 @@ from run_folders import CLASSES, FOLDS, cohort_of, write_run
 from scipy.stats import beta
 
 from feature_extraction.files import publish_text
-from mil.methods import Method, group_methods
+from mil.report.methods import Method, group_methods
+from mil.report.trust_tables import trust_csv, trust_tables
+from mil.report.trusted import BY_DEALT_FOLDS, BY_OTHER_FOLDS, BY_VAL, Trusted, trust_of
 from mil.runs import find_runs, write_done
 from mil.trust.temperature import fit_temperature
-from mil.trust_tables import trust_csv, trust_tables
-from mil.trusted import BY_DEALT_FOLDS, BY_OTHER_FOLDS, BY_VAL, Trusted, trust_of
 
 ONE_SLIDE = [(f"s{n:02}", f"p{n:02}", CLASSES[n % 3]) for n in range(36)]
 

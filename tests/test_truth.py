@@ -9,7 +9,7 @@ import pytest
 from feature_extraction.errors import DamagedFileError
 from feature_extraction.synthetic.slide import SlidePlan, draw_slide
 from feature_extraction.synthetic.truth import lesions_geojson
-from mil.truth import covered_fraction, read_regions
+from mil.heatmap.truth import covered_fraction, read_regions
 
 
 def written(tmp_path: Path, outlines: list[np.ndarray]) -> Path:

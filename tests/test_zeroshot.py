@@ -15,8 +15,8 @@ from feature_extraction.errors import InputError
 from feature_extraction.prompts import PromptRow
 from feature_extraction.synthetic.cohort import make_cohort
 from feature_extraction.text_bank import TextBank
-from mil.class_map import class_map, class_table
 from mil.cli import main
+from mil.heatmap.class_map import class_map, class_table
 from mil.parts import Pooling
 from mil.prompt_subsets import draw_class_vectors, spread_of
 from mil.zeroshot import slide_logits

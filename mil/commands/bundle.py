@@ -12,10 +12,10 @@ from feature_extraction.errors import InputError
 from mil.bundle import SCHEMA, BundleCard, Unusual, slide_vectors, write_bundle
 from mil.cohort import listed
 from mil.commands import settings
-from mil.explain import LoadedRun, load_runs, open_features, require_one_method
 from mil.feature_folder import load_bags
+from mil.heatmap.explain import LoadedRun, load_runs, open_features, require_one_method
 from mil.labels import ONE_CLASS
-from mil.methods import Method, group_methods
+from mil.report.methods import Method, group_methods
 from mil.runs import find_runs
 from mil.trust.conformal import calibrate, coverage_band, fewest_patients
 from mil.trust.out_of_distribution import ALPHA as UNUSUAL_ALPHA

@@ -14,9 +14,9 @@ from feature_extraction.files import publish_json, read_json
 from feature_extraction.synthetic.cohort import make_cohort
 from mil.cli import main
 from mil.demo import Paths, Size, shown_maps, steps_to_features, steps_to_results
-from mil.report import Figure, Section, Table, write_report
-from mil.sections import report_sections
-from mil.summarize import summarize
+from mil.report.page import Figure, Section, Table, write_report
+from mil.report.sections import report_sections
+from mil.report.summarize import summarize
 
 BUG = 1
 ABOUT = (

@@ -21,9 +21,9 @@ from feature_extraction.pseudonyms import redact
 from feature_extraction.slides import read_slide_table
 from mil.commands import settings
 from mil.commands.side_by_side import START_METHOD, begin_process
-from mil.explain import LoadedRun, load_runs, open_features, require_one_method, runs_by_slide
 from mil.feature_folder import FeatureFolder
-from mil.slide_map import MapRequest, SlideSource, map_slide
+from mil.heatmap.explain import LoadedRun, load_runs, open_features, require_one_method, runs_by_slide
+from mil.heatmap.slide_map import MapRequest, SlideSource, map_slide
 
 PARTLY_FAILED = 3
 SLIDES_A_PROCESS = 16

@@ -18,9 +18,9 @@ from mil.cohort import read_labels
 from mil.commands import settings
 from mil.commands.predict_bundle import patients_of, say_patients
 from mil.commands.unused import say_unused
-from mil.explain import LoadedRun, load_runs, open_features, require_one_method
 from mil.feature_folder import load_bags
 from mil.fit import logits_of
+from mil.heatmap.explain import LoadedRun, load_runs, open_features, require_one_method
 from mil.task import Outcome
 
 BAGS_A_BATCH = 8

@@ -13,11 +13,11 @@ from mil.cohort import read_labels
 from mil.commands import settings
 from mil.commands.unused import say_unused
 from mil.feature_folder import FeatureFolder, load_bags
-from mil.intervals import Estimate
+from mil.metrics.intervals import Estimate
 from mil.parts import Pooling
 from mil.preflight import FIGURE, RULE, Labelled, Preflight, text_preflight
 from mil.preflight_controls import Control
-from mil.splits import SplitRow, check_split, read_split
+from mil.splits.file import SplitRow, check_split, read_split
 from mil.text import order_classes
 from mil.zeroshot import resolve_pooling
 

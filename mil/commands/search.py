@@ -26,12 +26,12 @@ from feature_extraction.status import as_cell
 from mil.cohort import read_patients
 from mil.commands.unused import PARTLY_FAILED, say_unused
 from mil.feature_folder import FeatureFolder, require_space
-from mil.layers import parquet_bytes
-from mil.search import Found, Limits, search
-from mil.search_files import open_searched, read_noted, write_noted
-from mil.search_page import ShownHit, contact_sheet_png, page_html, tile_picture
-from mil.search_queries import queries_of_words, query_of_tile, require_encoder
-from mil.search_scores import Queries
+from mil.heatmap.layers import parquet_bytes
+from mil.search.files import open_searched, read_noted, write_noted
+from mil.search.page import ShownHit, contact_sheet_png, page_html, tile_picture
+from mil.search.queries import queries_of_words, query_of_tile, require_encoder
+from mil.search.scan import Found, Limits, search
+from mil.search.scores import Queries
 
 PAGE, SHEET = "hits.html", "contact_sheet.png"
 COLUMNS = ("query", "rank", "slide_id", "patient_id", "x_lv0", "y_lv0", "width_lv0", "height_lv0")

@@ -11,16 +11,16 @@ from feature_extraction.files import publish_json, publish_text
 from mil.cohort import Cohort, listed, read_labels
 from mil.commands import settings
 from mil.commands.split_shown import association_shown, part_counts, say_parts, say_sites
-from mil.draws import SplitSettings
 from mil.labels import NUMBER, ONE_CLASS, SEVERAL_CLASSES, TIME_TO_EVENT, LabelKind
-from mil.schemes import SCHEMES, draw_split
-from mil.sites import site_association
-from mil.split_files import READERS, WRITERS
-from mil.split_fixed import ValDrawing, fix_split, read_official
-from mil.split_guards import check_split, refuse
-from mil.split_table import OFFICIAL, SplitTable
-from mil.splits import read_split, split_name, write_split
-from mil.twins import find_twins, read_contents
+from mil.splits.draws import SplitSettings
+from mil.splits.file import read_split, split_name, write_split
+from mil.splits.fixed import ValDrawing, fix_split, read_official
+from mil.splits.guards import check_split, refuse
+from mil.splits.interop import READERS, WRITERS
+from mil.splits.schemes import SCHEMES, draw_split
+from mil.splits.sites import site_association
+from mil.splits.table import OFFICIAL, SplitTable
+from mil.splits.twins import find_twins, read_contents
 
 _LABELS_OF_TASKS = {
     "mil.tasks.binary.Binary": ONE_CLASS,

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from mil.confounding import Confounding
 from mil.labels import LabelKind
-from mil.split_table import LEAVE_ONE_SITE_OUT, PARTS, SITE_PRESERVED, SplitRow, SplitTable
+from mil.splits.table import LEAVE_ONE_SITE_OUT, PARTS, SITE_PRESERVED, SplitRow, SplitTable
 
 
 def part_counts(table: SplitTable, kind: LabelKind) -> list[dict[str, object]]:

@@ -8,19 +8,19 @@ from rich.console import Console
 
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_json, publish_text
-from mil.accounts import unused_csv
 from mil.cohort import listed
-from mil.intervals import LEVELS, Level
-from mil.latex import as_latex
-from mil.methods import shots_text
-from mil.metrics import METRICS
-from mil.null_checks import null_lines, null_record
-from mil.report import as_markdown, write_report
-from mil.results_file import results_csv
-from mil.sections import report_sections, tables_of
-from mil.summarize import Summary, summarize
-from mil.tables import by_shots
-from mil.trust_tables import trust_csv
+from mil.metrics.classification import METRICS
+from mil.metrics.intervals import LEVELS, Level
+from mil.report.accounts import unused_csv
+from mil.report.latex import as_latex
+from mil.report.methods import shots_text
+from mil.report.null_checks import null_lines, null_record
+from mil.report.page import as_markdown, write_report
+from mil.report.results_file import results_csv
+from mil.report.sections import report_sections, tables_of
+from mil.report.summarize import Summary, summarize
+from mil.report.tables import by_shots
+from mil.report.trust_tables import trust_csv
 
 PARTLY_FAILED = 3
 FEWEST_RESAMPLES = 100

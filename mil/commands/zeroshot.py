@@ -18,20 +18,20 @@ from feature_extraction.errors import InputError, SlideError
 from feature_extraction.files import address, publish, publish_json, publish_text
 from feature_extraction.slides import read_slide_table
 from feature_extraction.text_bank import TextBank, read_bank, require_match
-from mil.backdrop import backdrop_of
 from mil.bag import Bag
-from mil.class_map import class_map, class_map_png, class_table
 from mil.cohort import CohortRow, read_labels
 from mil.commands import settings
 from mil.commands.unused import say_unused
 from mil.feature_folder import BagSet, FeatureFolder, load_bags
+from mil.heatmap.backdrop import backdrop_of
+from mil.heatmap.class_map import class_map, class_map_png, class_table
+from mil.heatmap.layers import parquet_bytes
 from mil.labels import ONE_CLASS
-from mil.layers import parquet_bytes
-from mil.metrics import Predictions
+from mil.metrics.classification import Predictions
 from mil.parts import Pooling
 from mil.predictions import predictions_table
 from mil.runs import write_done
-from mil.splits import PARTS, SplitRow, check_split, read_split
+from mil.splits.file import PARTS, SplitRow, check_split, read_split
 from mil.task import Outcome, Task, Words, build_task
 from mil.tasks.classification import Classification
 from mil.text import words_of

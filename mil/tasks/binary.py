@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from feature_extraction.errors import InputError
 from mil.labels import Target
-from mil.metrics import classification_metrics
+from mil.metrics.classification import classification_metrics
 from mil.task import Outcome, Targets, Task, Words, balanced_weights, class_targets
 
 
@@ -76,5 +76,5 @@ class Binary(Task):
         return torch.stack([(-said).sigmoid(), said.sigmoid()], dim=1)
 
     def metrics(self, targets: Sequence[Target], outcome: Outcome, classes: Sequence[str]) -> dict[str, object]:
-        """`mil.metrics`; of the areas, that of the positive class."""
+        """`mil.metrics.classification`; of the areas, that of the positive class."""
         return classification_metrics(np.array(list(targets), dtype=np.int64), outcome.probabilities, classes)

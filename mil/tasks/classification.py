@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mil.labels import Target
-from mil.metrics import classification_metrics
+from mil.metrics.classification import classification_metrics
 from mil.task import Outcome, Targets, Task, balanced_weights, class_targets
 
 
@@ -42,5 +42,5 @@ class Classification(Task):
         return logits.softmax(dim=-1)
 
     def metrics(self, targets: Sequence[Target], outcome: Outcome, classes: Sequence[str]) -> dict[str, object]:
-        """`mil.metrics`."""
+        """`mil.metrics.classification`."""
         return classification_metrics(np.array(list(targets), dtype=np.int64), outcome.probabilities, classes)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from feature_extraction.errors import InputError
 from mil.labels import Target
-from mil.metrics_survival import discrete_nll
+from mil.metrics.survival import discrete_nll
 from mil.task import Outcome, Targets
 from mil.tasks.time_to_event import TimeToEvent
 
@@ -66,7 +66,7 @@ class DiscreteHazard(TimeToEvent):
         return -survival.sum(dim=1)
 
     def metrics(self, targets: Sequence[Target], outcome: Outcome, classes: Sequence[str]) -> dict[str, object]:
-        """`mil.metrics_survival`; ``nll`` where the bins are known."""
+        """`mil.metrics.survival`; ``nll`` where the bins are known."""
         found = super().metrics(targets, outcome, classes)
         if "edges" not in self.learned:
             return found

@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from feature_extraction.errors import InputError
 from mil.labels import NO_CLASS, SEPARATOR, SEVERAL_CLASSES, Target, has_and_unknown, in_order
-from mil.metrics_multilabel import multilabel_metrics
+from mil.metrics.multilabel import multilabel_metrics
 from mil.task import Outcome, Targets, Task, Words
 
 POSITIVE = 0.5
@@ -105,7 +105,7 @@ class Multilabel(Task):
         return [SEPARATOR.join(np.array(classes)[row].tolist()) or none for row in said]
 
     def metrics(self, targets: Sequence[Target], outcome: Outcome, classes: Sequence[str]) -> dict[str, object]:
-        """`mil.metrics_multilabel`, without the background."""
+        """`mil.metrics.multilabel`, without the background."""
         columns = [index for index, name in enumerate(classes) if name != self._background]
         truth = np.array(list(targets), dtype=np.float64)[:, columns]
         return multilabel_metrics(truth, outcome.probabilities[:, columns], [classes[index] for index in columns])

@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from feature_extraction.errors import InputError
 from mil.labels import Target
-from mil.metrics_ordinal import median_class, ordinal_metrics
+from mil.metrics.ordinal import median_class, ordinal_metrics
 from mil.task import Outcome, Targets, Task, Words, balanced_weights, class_targets
 
 
@@ -89,6 +89,6 @@ class Ordinal(Task):
         return [classes[int(index)] for index in median_class(probabilities)]
 
     def metrics(self, targets: Sequence[Target], outcome: Outcome, classes: Sequence[str]) -> dict[str, object]:
-        """`mil.metrics`, and what counts how far off a class is."""
+        """`mil.metrics.classification`, and what counts how far off a class is."""
         labels = np.array(list(targets), dtype=np.int64)
         return ordinal_metrics(labels, outcome.probabilities, classes)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from feature_extraction.errors import InputError
 from mil.labels import NUMBER, Target, in_order
-from mil.metrics_regression import regression_metrics
+from mil.metrics.regression import regression_metrics
 from mil.task import Outcome, Targets, Task, Words
 
 FEWEST_ANCHORS = 2
@@ -100,7 +100,7 @@ class Regression(Task):
         return
 
     def metrics(self, targets: Sequence[Target], outcome: Outcome, classes: Sequence[str]) -> dict[str, object]:
-        """`mil.metrics_regression`."""
+        """`mil.metrics.regression`."""
         if outcome.score is None:
             raise TypeError("a regression predicts a number")
         return regression_metrics(np.array(list(targets), dtype=np.float64), outcome.score)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from mil.labels import TIME_TO_EVENT, Target, in_order, time_and_event
-from mil.metrics_survival import survival_metrics
+from mil.metrics.survival import survival_metrics
 from mil.task import Outcome, Task, Words
 
 
@@ -48,7 +48,7 @@ class TimeToEvent(Task):
         return
 
     def metrics(self, targets: Sequence[Target], outcome: Outcome, classes: Sequence[str]) -> dict[str, object]:
-        """`mil.metrics_survival` of the risk."""
+        """`mil.metrics.survival` of the risk."""
         if outcome.score is None:
             raise TypeError("a survival task predicts a risk")
         rows = np.array(list(targets), dtype=np.float64)

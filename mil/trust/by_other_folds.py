@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float64, Int
 
 from feature_extraction.errors import InputError
 from mil.cohort import listed
-from mil.metrics import Predictions, by_patient
+from mil.metrics.classification import Predictions, by_patient
 from mil.trust.conformal import ALPHA, Score, calibrate, prediction_sets
 from mil.trust.temperature import Temperature, calibrated, fit_temperature
 

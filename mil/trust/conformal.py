@@ -9,7 +9,7 @@ from scipy.stats import beta, betabinom
 
 from feature_extraction.errors import InputError
 from mil.cohort import listed
-from mil.metrics import Predictions, by_patient
+from mil.metrics.classification import Predictions, by_patient
 from mil.trust.shares import share_interval
 
 Score = Literal["lac", "aps"]

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 from feature_extraction.errors import InputError
-from mil.intervals import CONFIDENCE, RESAMPLES, patient_draws
-from mil.metrics import Predictions, by_patient
+from mil.metrics.classification import Predictions, by_patient
+from mil.metrics.intervals import CONFIDENCE, RESAMPLES, patient_draws
 from mil.trust.shares import share_interval
 
 COVERAGE = 0.8

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mil.metrics import ECE_BINS, Predictions, by_patient, top_bins
+from mil.metrics.classification import ECE_BINS, Predictions, by_patient, top_bins
 from mil.trust.shares import share_interval
 
 

@@ -13,8 +13,16 @@ from sklearn.preprocessing import StandardScaler
 
 from feature_extraction.errors import InputError
 from mil.cohort import listed
-from mil.intervals import RESAMPLES, Difference, Estimate, Level, bootstrap_interval, on_same_slides, paired_difference
-from mil.metrics import Predictions
+from mil.metrics.classification import Predictions
+from mil.metrics.intervals import (
+    RESAMPLES,
+    Difference,
+    Estimate,
+    Level,
+    bootstrap_interval,
+    on_same_slides,
+    paired_difference,
+)
 
 MOST_FOLDS = 5
 FEWEST_PATIENTS = 2
@@ -90,8 +98,8 @@ def leave_site_out_gap(
 ) -> dict[str, Difference]:
     """What a new site costs: figures of folds that mix sites minus those of folds that leave a site out.
 
-    Both on the same slides and drawn patients (`mil.intervals.paired_difference`); of accuracy or AUC, above 0 says
-    that the model leans on sites that it knows.
+    Both on the same slides and drawn patients (`mil.metrics.intervals.paired_difference`); of accuracy or AUC, above
+    0 says that the model leans on sites that it knows.
 
     Args:
         mixed: Out-of-fold predictions of a split that mixes sites.

@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from feature_extraction.errors import InputError
-from mil.metrics import Predictions, by_patient
+from mil.metrics.classification import Predictions, by_patient
 
 UNSEEN_PARTS = ("val", "out_of_fold")
 """Where a temperature may come from; on the training part a model is too sure of itself to be measured."""

@@ -1,0 +1,1 @@
+"""Figures of predictions, with their intervals."""

@@ -1,0 +1,109 @@
+"""Figures of a method whose folds were drawn several times: the mean over drawings, on the same drawn patients."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float64
+
+from mil.metrics.classification import Predictions, by_patient, metric_names, weighted_metrics
+from mil.metrics.intervals import (
+    RESAMPLES,
+    Difference,
+    Estimate,
+    Figures,
+    Level,
+    bootstrap_differences,
+    bootstrap_figures,
+    bootstrap_interval,
+    on_same_slides,
+    paired_difference,
+)
+
+
+def interval_over_repeats(
+    repeats: Sequence[Predictions], *, level: Level, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Estimate]:
+    """Every figure of one drawing, the mean over drawings, with its interval over patients.
+
+    A drawn patient is drawn in every drawing, so that drawings do not pass for more patients. A drawing in which a
+    figure is not defined is left out of its mean.
+
+    Args:
+        repeats: Slides of each drawing.
+        level: ``patient`` averages each patient's slides within a drawing.
+        resamples: Of the bootstrap.
+        seed: Of the draws.
+    """
+    if len(repeats) == 1:
+        return bootstrap_interval(repeats[0], level=level, resamples=resamples, seed=seed)
+    rows = [_at(one, level) for one in repeats]
+    ids, strata = _patients(rows)
+    found = bootstrap_figures(_mean_of(rows), ids, strata, resamples=resamples, seed=seed)
+    n_slides = len({slide for one in repeats for slide in one.slide_ids})
+    return {name: replace(estimate, n_slides=n_slides) for name, estimate in found.items()}
+
+
+def difference_over_repeats(
+    pairs: Sequence[tuple[Predictions, Predictions]], *, level: Level, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Difference]:
+    """First minus second in each drawing, on the slides that both predicted, and the mean over drawings.
+
+    Args:
+        pairs: Slides of each drawing, of both methods.
+        level: Slides or patients.
+        resamples: Of the bootstrap.
+        seed: Of the draws.
+
+    Raises:
+        InputError: No slide in common, or other labels.
+    """
+    common = [on_same_slides(*pair) for pair in pairs]
+    if len(common) == 1:
+        return paired_difference(*common[0], level=level, resamples=resamples, seed=seed)
+    firsts, seconds = ([_at(pair[place], level) for pair in common] for place in (0, 1))
+    one, other = _mean_of(firsts), _mean_of(seconds)
+
+    def difference(weights: np.ndarray) -> Mapping[str, Float64[np.ndarray, " resample"]]:
+        subtracted = other(weights)
+        return {name: value - subtracted[name] for name, value in one(weights).items()}
+
+    found = bootstrap_differences(difference, *_patients(firsts), resamples=resamples, seed=seed)
+    n_slides = len({slide for pair in common for slide in pair[0].slide_ids})
+    return {
+        name: replace(one_found, estimate=replace(one_found.estimate, n_slides=n_slides))
+        for name, one_found in found.items()
+    }
+
+
+def _at(predictions: Predictions, level: Level) -> Predictions:
+    return by_patient(predictions) if level == "patient" else predictions
+
+
+def _patients(rows: Sequence[Predictions]) -> tuple[list[str], list[str]]:
+    """Patient and class of every row of every drawing."""
+    ids = [name for one in rows for name in one.patient_ids]
+    return ids, [one.classes[label] for one in rows for label in one.labels]
+
+
+def _mean_of(rows: Sequence[Predictions]) -> Figures:
+    ends = np.cumsum([len(one.labels) for one in rows])[:-1]
+
+    def figures(weights: np.ndarray) -> Mapping[str, Float64[np.ndarray, " resample"]]:
+        parts = np.split(weights, ends, axis=1)
+        found = [
+            weighted_metrics(one.labels, one.probabilities, one.classes, part)
+            for one, part in zip(rows, parts, strict=True)
+        ]
+        return {
+            name: _mean_of_defined(np.stack([one[name] for one in found])) for name in metric_names(rows[0].classes)
+        }
+
+    return figures
+
+
+def _mean_of_defined(values: Float64[np.ndarray, "repeat resample"]) -> Float64[np.ndarray, " resample"]:
+    is_defined = np.isfinite(values)
+    count = is_defined.sum(axis=0)
+    total = np.where(is_defined, values, 0).sum(axis=0)
+    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)

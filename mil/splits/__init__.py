@@ -1,0 +1,1 @@
+"""Who is train, val and test: split schemes, the split file, its guards, the files of other tools."""
