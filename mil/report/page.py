@@ -98,7 +98,7 @@ def render_report(*, title: str, sections: Sequence[Section], notes: Sequence[st
     if uneven:
         raise InputError(f"report: table {uneven[0]!r} has a row of another length than its header")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files("mil") / TEMPLATE).read_text(encoding="utf-8"))
+    template = environment.from_string((files("mil.report") / TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         title=title,
         sections=[(section, [_shown(figure) for figure in section.figures]) for section in sections],

@@ -87,7 +87,7 @@ def page_html(hits: Mapping[str, Sequence[ShownHit]], *, score_name: str, notes:
         notes: Said below the heading.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files("mil") / TEMPLATE).read_text(encoding="utf-8"))
+    template = environment.from_string((files("mil.search") / TEMPLATE).read_text(encoding="utf-8"))
     return template.render(hits=hits, score_name=score_name, notes=notes)
 
 
