@@ -11,6 +11,7 @@ from pathlib import Path
 import bounded
 import pytest
 from pyramids import tissue_pixels, write_slide
+from study_files import write_study
 
 pytestmark = pytest.mark.pipeline
 COMMAND = [sys.executable, "-c", "import sys; from mil.cli import main; sys.exit(main(sys.argv[1:]))"]
@@ -20,8 +21,11 @@ def start(*words: str) -> AbstractContextManager["subprocess.Popen[str]"]:
     return bounded.started([*COMMAND, *words], stderr=subprocess.PIPE)
 
 
-def wait_for(pattern: str, folder: Path, seconds: float = 60) -> None:
-    bounded.until(lambda: list(folder.rglob(pattern)), seconds, 0.01)
+def wait_for(pattern: str, folder: Path, process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+    """Wait for a file of a command, and fail at once when the command ends before it wrote one."""
+    bounded.until(lambda: process.poll() is not None or list(folder.rglob(pattern)), seconds, 0.01)
+    assert process.stderr is not None
+    assert process.poll() is None, process.stderr.read()
 
 
 @pytest.mark.parametrize(
@@ -29,10 +33,10 @@ def wait_for(pattern: str, folder: Path, seconds: float = 60) -> None:
 )
 def test_extract_keeps_its_journal_and_goes_on(tmp_path: Path, number: int):
     for index in range(3):
-        write_slide(tmp_path / "slides" / f"S{index}.svs", tissue_pixels(3200, 3200, seed=index))
+        write_slide(tmp_path / "slides" / f"S{index}.svs", tissue_pixels(2200, 2200, seed=index))
     words = ["extract", f"slides={tmp_path / 'slides'}", f"out={tmp_path / 'out'}", "batch_size=8", "threads=1"]
     with start(*words) as process:
-        wait_for("*.rows", tmp_path / "out")
+        wait_for("*.rows", tmp_path / "out", process)
         time.sleep(0.1)
         process.send_signal(number)
         _, errors = process.communicate(timeout=20)
@@ -48,16 +52,10 @@ def test_extract_keeps_its_journal_and_goes_on(tmp_path: Path, number: int):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_sweep_stops_as_a_whole_and_goes_on(tmp_path: Path, number: int):
-    from feature_extraction.synthetic.cohort import make_cohort
-    from mil.cli import main
-
-    cohort = make_cohort(tmp_path / "cohort", n_patients=9, seed=1)
-    assert main(["extract", f"slides={cohort.slides}", f"out={tmp_path / 'features'}"]) == 0
-    assert main(["split", f"labels={cohort.labels}", f"out={tmp_path}", "folds=3", "val_fraction=0.5"]) == 0
-    words = ["train", "-m", f"features={tmp_path / 'features'}", f"split={tmp_path / 'kfold.csv'}", "fold=0,1,2"]
-    words += ["seed=0,1", f"out={tmp_path / 'runs'}", "aggregator=gated_abmil", "trainer.max_epochs=3"]
+    words = ["train", "-m", *write_study(tmp_path / "study", n_folds=3), "fold=0,1,2", "seed=0,1"]
+    words += [f"out={tmp_path / 'runs'}", "aggregator=gated_abmil"]
     with start(*words) as process:
-        wait_for("done.json", tmp_path / "runs")  # the first of many cells is done: the signal falls into a later one
+        wait_for("done.json", tmp_path / "runs", process)  # the first cell is done: the signal falls into a later one
         process.send_signal(number)
         _, errors = process.communicate(timeout=20)
     done = list((tmp_path / "runs").glob("*/done.json"))
