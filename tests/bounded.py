@@ -97,7 +97,7 @@ def session_of(leader: int) -> list[int]:
     return found
 
 
-def until(is_so: Callable[[], object], seconds: float = 30.0, pause: float = 0.002) -> None:
+def until(is_so: Callable[[], object], seconds: float = 120.0, pause: float = 0.002) -> None:
     """Wait until something is so, and fail when it is not within ``seconds``."""
     end = time.monotonic() + seconds
     while not is_so():
@@ -105,7 +105,7 @@ def until(is_so: Callable[[], object], seconds: float = 30.0, pause: float = 0.0
         time.sleep(pause)
 
 
-def join(*threads: threading.Thread, seconds: float = 60.0) -> None:
+def join(*threads: threading.Thread, seconds: float = 120.0) -> None:
     """Wait for threads, and fail when one does not end."""
     for thread in threads:
         thread.join(seconds)

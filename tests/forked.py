@@ -107,7 +107,7 @@ class Forker:
         assert self._process.stdin is not None
         with self._scope:
             self._process.stdin.close()
-            self._process.wait(30)
+            self._process.wait(WAIT)
 
     def ask(self, **request: object) -> object:
         assert self._process.stdin is not None
@@ -141,7 +141,7 @@ class Forker:
     def run(self, options: Mapping[str, object], *, prepare: str = "", **arguments: object) -> Ended:
         return self.start(options, prepare=prepare, **arguments).wait()
 
-    def left_behind(self, seconds: float = 5.0) -> list[int]:
+    def left_behind(self, seconds: float = 60.0) -> list[int]:
         """Processes of runs that have ended, and that do not end within some seconds themselves."""
         end = time.monotonic() + seconds
         while True:

@@ -18,7 +18,7 @@ import torch
 from feature_extraction.errors import DamagedFileError
 from feature_extraction.store import FeatureFile
 
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 
 
 def extract(words: list[str]) -> int:

@@ -25,7 +25,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "s
 PACKAGES = ("slurm-wlm", "munge")
 POLICY = Path("/usr/sbin/policy-rc.d")
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-START_SECONDS = 60
+START_SECONDS = 180
 CLIENT_SECONDS = 60
 INSTALL_SECONDS = 300
 APT = ("-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::http::Timeout=30", "-o", "Acquire::Retries=2")
@@ -190,7 +190,7 @@ def daemon(node: SlurmNode, *words: str) -> Generator[None, None, None]:
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)  # it is killed then
+                process.wait(timeout=60)  # it is killed then
 
 
 def free_ports(n_ports: int) -> list[int]:

@@ -35,7 +35,7 @@ def test_a_batch_travels_while_the_one_before_is_in_work():
 
     def task(tiles: torch.Tensor) -> None:
         begun.append(int(tiles.max()))
-        may_go_on.wait(20)
+        may_go_on.wait(120)
 
     with DeviceQueue(CPU, is_ahead=True) as queue:
         for value in range(DEPTH):

@@ -62,7 +62,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, str]]]:
         online_at(monkeypatch, f"http://127.0.0.1:{server.server_port}")
         yield answer
         server.shutdown()
-        thread.join(10)
+        thread.join(120)
 
 
 def online_at(monkeypatch: pytest.MonkeyPatch, hub: str) -> None:

@@ -61,7 +61,7 @@ def test_slides_that_crash_or_hang_are_failed_and_the_good_ones_are_done(
     bad = [DeadlyPath(copy_of(slides[0], "segv")), AbortingPath(copy_of(slides[0], "abort"))]
     stuck = StuckPath(copy_of(slides[0], "stuck"))
     paths = [slides[0], bad[0], slides[1], stuck, slides[2], bad[1], slides[3]]
-    outcomes = OneExtraction(tmp_path, stall_seconds=2.0).run(paths)
+    outcomes = OneExtraction(tmp_path, stall_seconds=4.0).run(paths)
     assert {name: o.code for name, o in outcomes.items() if o.status != "done"} == {
         "segv": "E-crash",
         "abort": "E-crash",
@@ -219,14 +219,14 @@ def test_threads_that_want_one_jpeg_tile_all_retry_what_one_of_them_could_not_re
         if begun.is_set():
             return plain(self, index)
         begun.set()
-        assert second.wait(30)  # the other thread waits for this very tile by now
+        assert second.wait(120)  # the other thread waits for this very tile by now
         time.sleep(0.05)
         raise OSError(errno.EIO, "Input/output error")
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as threads:
         patch.setattr(JpegTileReader, "_decode", fails_once)
         first = threads.submit(reader.read, source, (0, 0))
-        assert begun.wait(30)
+        assert begun.wait(120)
         other = threads.submit(reader.read, source, (64, 0))
         second.set()
         assert np.array_equal(first.result(60), tissue_of(path, 0))

@@ -130,7 +130,7 @@ def test_a_claimed_slide_is_left_to_its_owner_or_waited_for(tmp_path: Path, slid
             waiting.wait(timeout=8)  # it does not end while the owner lives
         assert waiting.poll() is None
         owner.close()
-        _, errors = waiting.communicate(timeout=60)
+        _, errors = waiting.communicate(timeout=120)
     assert waiting.returncode == 0, errors
     assert (folder / "S1.h5").is_file()
 

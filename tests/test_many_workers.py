@@ -101,7 +101,7 @@ def test_the_slides_of_a_killed_worker_are_done_by_the_others(
 
 
 def until_files(out: Path, n_files: int) -> None:
-    bounded.until(lambda: len(list(out.glob("*/*.h5"))) >= n_files, 90, 0.01)
+    bounded.until(lambda: len(list(out.glob("*/*.h5"))) >= n_files, 180, 0.01)
 
 
 def until_files_stay(out: Path, seconds: float = 2.0) -> int:

@@ -106,7 +106,7 @@ def test_the_nth_call_to_the_disk_fails(
     calls = itertools.count(1 + list(FAILING.values()).index(failing) % stride, stride)
     n = next(n for n in calls if not check_failing_call(forker, one, tmp_path / "out", failing, n))
     assert n > 60 or (stride == 1 and n > 10)  # the calls were seen at all
-    until(lambda: forker.left_behind() == [], 5)  # a killed reader takes a moment to go
+    until(lambda: forker.left_behind() == [], 60)  # a killed reader takes a moment to go
 
 
 def test_a_journal_whose_removal_fails_costs_no_crash(forker: Forker, one: Path, tmp_path: Path):

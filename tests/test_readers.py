@@ -22,7 +22,7 @@ from feature_extraction.slide import fingerprint_file
 
 SIDE = 64
 SETTINGS = ReaderSettings(n_threads=2, n_tiles=32, side_px=SIDE, stall_seconds=60.0)
-IMPATIENT = ReaderSettings(n_threads=2, n_tiles=32, side_px=SIDE, stall_seconds=1.0)
+IMPATIENT = ReaderSettings(n_threads=2, n_tiles=32, side_px=SIDE, stall_seconds=2.5)
 WAIT = 60
 
 

@@ -39,7 +39,7 @@ def test_extract_keeps_its_journal_and_goes_on(tmp_path: Path, number: int):
         wait_for("*.rows", tmp_path / "out", process)
         time.sleep(0.1)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 4, errors
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     counted = ("done", "empty", "failed", "elsewhere", "stopped", "not_started")
@@ -57,7 +57,7 @@ def test_a_sweep_stops_as_a_whole_and_goes_on(tmp_path: Path, number: int):
     with start(*words) as process:
         wait_for("done.json", tmp_path / "runs", process)  # the first cell is done: the signal falls into a later one
         process.send_signal(number)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
     done = list((tmp_path / "runs").glob("*/done.json"))
     assert process.returncode == 4, errors
     assert 1 <= len(done) < 6

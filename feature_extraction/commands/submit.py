@@ -17,9 +17,10 @@ from rich.console import Console
 
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_text
-from feature_extraction.sbatch import read_array, sbatch_text
+from feature_extraction.sbatch import SlurmArray, read_array, sbatch_text
 from feature_extraction.slides import read_slide_table
 
+PROGRAM = (sys.executable, "-P", "-m", "mil")
 OWN_KEYS = re.compile(r"[+~]*(cluster|worker|workers|wait)([.=@].*)?", re.DOTALL)
 """Overrides that say how the work is shared out; a task is given its own."""
 
@@ -39,28 +40,48 @@ def run(config: DictConfig) -> int:
             "submit out"
         )
     table = read_slide_table(Path(config.slides))
-    array = read_array(cast("dict[str, object]", OmegaConf.to_container(config.cluster, resolve=True)))
+    array = array_of(config)
     n_slides = len(table.records)
     workers = max(1, min(array.tasks, n_slides))
+    refused = f"; {len(table.failures)} rows of the table cannot be a slide" if table.failures else ""
     path = Path(config.out).absolute() / "submit" / "extract.sbatch"
     text = sbatch_text(
         array,
-        program=[sys.executable, "-P", "-m", "mil", "extract"],
+        program=[*PROGRAM, "extract"],
         words=task_words(sys.argv[1:]),  # the line as typed: what it leaves to defaults is left to them in the job too
         workers=workers,
         log_folder=path.parent,
         run_folder=Path.cwd(),
     )
+    show_and_hand_in(
+        path, text, what=f"{n_slides} slides, {workers} tasks{refused}", is_submitted=not config.cluster.dry_run
+    )
+    return 0
+
+
+def array_of(config: DictConfig) -> SlurmArray:
+    """What ``cluster`` asks of Slurm."""
+    return read_array(cast("dict[str, object]", OmegaConf.to_container(config.cluster, resolve=True)))
+
+
+def show_and_hand_in(path: Path, text: str, *, what: str, is_submitted: bool) -> None:
+    """Write a batch file, print it to standard output, submit it, and say on standard error what became of it.
+
+    Args:
+        path: Of the batch file.
+        text: Of the batch file.
+        what: How much work it is.
+        is_submitted: Whether it is handed in, too.
+
+    Raises:
+        InputError: See `hand_in`; the file is written all the same.
+    """
     publish_text(path, text)
     sys.stdout.write(text)
     sys.stdout.flush()
-    shown = shlex.quote(str(path))
-    job = None if config.cluster.dry_run else hand_in(path)
-    what = f"{n_slides} slides, {workers} tasks"
-    refused = f"; {len(table.failures)} rows of the table cannot be a slide" if table.failures else ""
-    next_step = f"job {job}" if job else f"not submitted; hand it in with: sbatch {shown}"
-    Console(stderr=True).print(f"{what}{refused} -> {path}\n{next_step}", soft_wrap=True, markup=False, highlight=False)
-    return 0
+    job = hand_in(path) if is_submitted else None
+    next_step = f"job {job}" if job else f"not submitted; hand it in with: sbatch {shlex.quote(str(path))}"
+    Console(stderr=True).print(f"{what} -> {path}\n{next_step}", soft_wrap=True, markup=False, highlight=False)
 
 
 def task_words(words: Sequence[str]) -> list[str]:

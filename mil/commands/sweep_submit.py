@@ -1,18 +1,15 @@
 """`promptmil sweep submit`: write a Slurm batch file that trains what a sweep lacks, show it, and hand it in."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
-from feature_extraction.commands.submit import OWN_KEYS, hand_in
+from feature_extraction.commands.submit import OWN_KEYS, PROGRAM, array_of, show_and_hand_in
 from feature_extraction.errors import InputError
-from feature_extraction.files import publish_text
-from feature_extraction.sbatch import CELLS, read_array, sbatch_text
+from feature_extraction.sbatch import CELLS, sbatch_text
 from mil.commands.sweep_status import asked
 from mil.jobs import guarded
 from mil.sweep_words import MULTIRUN
@@ -42,32 +39,27 @@ def _submit(config: DictConfig, configs: Sequence[DictConfig]) -> int:
         raise InputError(
             f"cluster={config.cluster.name}: nothing to submit to; add cluster=slurm, or train here: promptmil train -m"
         )
-    array = read_array(cast("dict[str, object]", OmegaConf.to_container(config.cluster, resolve=True)))
+    array = array_of(config)
     out, cells = asked(configs)
     for cell in cells:
         if not cell.cell:
             raise InputError(f"{cell.name}: {cell.message}")
     to_do = [cell for cell in cells if cell.state in TO_DO]
-    console = Console(stderr=True)
     if not to_do:
-        console.print(f"{len(cells)} cells, none to do: nothing was submitted", soft_wrap=True, highlight=False)
+        said = f"{len(cells)} cells, none to do: nothing was submitted"
+        Console(stderr=True).print(said, soft_wrap=True, highlight=False)
         return 0
     workers = min(array.tasks, len(to_do))
     path = out.absolute() / "submit" / "sweep.sbatch"
     text = sbatch_text(
         array,
-        program=[sys.executable, "-P", "-m", "mil", "train"],
+        program=[*PROGRAM, "train"],
         words=task_words(sys.argv[1:]),  # the line as typed: what it leaves to defaults is left to them in the job too
         workers=workers,
         log_folder=path.parent,
         run_folder=Path.cwd(),
         work=CELLS,
     )
-    publish_text(path, text)
-    sys.stdout.write(text)
-    sys.stdout.flush()
-    job = None if config.cluster.dry_run else hand_in(path)
-    next_step = f"job {job}" if job else f"not submitted; hand it in with: sbatch {shlex.quote(str(path))}"
-    what = f"{len(cells)} cells, {len(to_do)} to do, {workers} tasks -> {path}\n{next_step}"
-    console.print(what, soft_wrap=True, markup=False, highlight=False)
+    what = f"{len(cells)} cells, {len(to_do)} to do, {workers} tasks"
+    show_and_hand_in(path, text, what=what, is_submitted=not config.cluster.dry_run)
     return 0
