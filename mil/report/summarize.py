@@ -146,7 +146,7 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
         null_checks=tuple(checks),
         trust=tuple(trust_of(method, resamples=resamples, seed=seed) for method in methods),
         controls=tuple(controls_of(methods, resamples=resamples, seed=seed)),
-        accounts=accounts_of(root, runs),
+        accounts=accounts_of(runs),
     )
 
 
