@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import yaml
@@ -33,6 +34,7 @@ COMPARED = ("predictions.csv", "metrics.json", "log.csv", "model.safetensors", "
 TASKS = 4
 HOLD_LESS = ["scontrol", "update", "StartTime=now+2"]
 SHOW = ["squeue", "-h", "-r", "-o", "%i %T"]
+BEGINS = ["squeue", "-h", "-r", "-t", "PENDING", "-o", "%i %S"]
 FAULTS = {
     "killed": ["scancel", "--full", "--signal=KILL"],
     "told that its time is up": ["scancel", "--batch", "--signal=USR1"],
@@ -183,9 +185,8 @@ def through_slurm(
                 happened[what] += 1
                 print(f"task {name} {what}; {len(watch.seen)} cells were done", flush=True)
                 next_fault = time.monotonic() + draw.uniform(*waits)
-            for name, state in states.items():
-                if state == "PENDING":  # Slurm holds a requeued task back for two minutes
-                    subprocess.run([*HOLD_LESS, f"JobId={name}"], check=False)
+            for name in held_back():
+                subprocess.run([*HOLD_LESS, f"JobId={name}"], check=False)
             time.sleep(1)
         watch.look()
     print(dict(happened), flush=True)
@@ -195,6 +196,17 @@ def tasks() -> dict[str, str]:
     """State of each array task that is not over."""
     shown = subprocess.run(SHOW, check=True, capture_output=True, text=True).stdout
     return {name: state for name, _, state in (line.partition(" ") for line in shown.splitlines())}
+
+
+def held_back() -> list[str]:
+    """Tasks that begin later than in five seconds: Slurm holds a requeued one back for two minutes.
+
+    One that begins sooner is left alone: told anew each time, it would never begin.
+    """
+    shown = subprocess.run(BEGINS, check=True, capture_output=True, text=True).stdout
+    begins = dict(line.split(" ", 1) for line in shown.splitlines())
+    soon = (datetime.now() + timedelta(seconds=5)).isoformat()  # noqa: DTZ005 - Slurm writes local time
+    return [name for name, begin in begins.items() if begin[:1].isdigit() and begin > soon]
 
 
 def differences(calm: Path, out: Path) -> list[str]:

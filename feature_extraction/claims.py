@@ -8,6 +8,7 @@ import errno
 import fcntl
 import functools
 import logging
+import math
 import os
 import time
 from collections.abc import Generator
@@ -66,10 +67,14 @@ def is_still_ours(path: Path) -> bool:
     return lease is None or lease.is_held()
 
 
-def is_claimed(path: Path) -> bool:
+def is_claimed(path: Path, *, dead_after_s: float = math.inf) -> bool:
     """Whether somebody has the work now; takes and writes nothing.
 
     Without locks the answer is that of the lease, whose owner may be dead.
+
+    Args:
+        path: The lock file.
+        dead_after_s: As `feature_extraction.lease.looks_held` has it; only where an answer is shown and not acted on.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -82,7 +87,7 @@ def is_claimed(path: Path) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        return looks_held(_lease_folder(path))
+        return looks_held(_lease_folder(path), dead_after_s=dead_after_s)
     else:
         return False
     finally:

@@ -8,6 +8,7 @@ anybody's wall clock matter. An owner that was followed while it slept finds out
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 
 PERIOD_S = 20.0
 STILL_PERIODS = 3
+SEEMS_DEAD_S = 10 * PERIOD_S
+"""Without a beat for so long an owner is shown as dead."""
 _FREE = b"free\n"
 
 
@@ -133,11 +136,20 @@ def newest_generation(folder: Path) -> int:
     return max(_generations(folder), default=0)
 
 
-def looks_held(folder: Path) -> bool:
-    """Whether a lease was not given back. Its owner may be dead: only waiting could tell."""
+def looks_held(folder: Path, *, dead_after_s: float = math.inf) -> bool:
+    """Whether a lease was not given back. Its owner may be dead: only waiting could tell.
+
+    Args:
+        folder: Of the lease.
+        dead_after_s: Age of the last beat from which on the owner is taken for dead. The age is by wall clocks, which
+            may differ between machines: good enough to show to people, not to act on.
+    """
     with contextlib.suppress(FileNotFoundError):
         newest = newest_generation(folder)
-        return newest > 0 and (folder / str(newest)).read_bytes() != _FREE
+        if newest == 0:
+            return False
+        path = folder / str(newest)
+        return path.read_bytes() != _FREE and time.time() - path.stat().st_mtime < dead_after_s
     return False
 
 

@@ -124,3 +124,8 @@ def pack_tiles(bags: Sequence[Sequence[Float[Tensor, "_ dim"]]]) -> Packing:
     if len(bags[0]) == 1:
         return pack([len(tiles) for (tiles,) in bags])
     return pack_scales([[len(tiles) for tiles in bag] for bag in bags])
+
+
+def slide_vectors(bags: Sequence[Bag]) -> Float64[np.ndarray, "slide dim"]:
+    """Mean of the embeddings of each slide; of two magnifications, the finer."""
+    return np.stack([np.asarray(bag.features, np.float64).mean(axis=0) for bag in bags])

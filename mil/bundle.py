@@ -4,15 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Float64
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from feature_extraction.errors import DamagedFileError, InputError
 from feature_extraction.files import as_record, publish, publish_json, read_json, sha256_of_file
-from mil.bag import Bag
 from mil.checkpoint import BANK, CARD, TENSORS, read_model
 from mil.cohort import listed
 from mil.heatmap.explain import LoadedRun
@@ -87,11 +84,6 @@ class Bundle:
     temperature: Temperature
     calibration: Calibration
     nearest: NearestSlides | None
-
-
-def slide_vectors(bags: Sequence[Bag]) -> Float64[np.ndarray, "slide dim"]:
-    """Mean of the embeddings of each slide; of two magnifications, the finer."""
-    return np.stack([np.asarray(bag.features, np.float64).mean(axis=0) for bag in bags])
 
 
 def write_bundle(out: Path, folders: Sequence[Path], card: BundleCard, nearest: NearestSlides | None) -> BundleCard:

@@ -1,7 +1,8 @@
 """Training of an aggregator as a Lightning module: loss, parameter groups, and the decay toward zero-shot."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import lightning
 import torch
@@ -9,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from feature_extraction.errors import InputError
 from mil.aggregator import Aggregator
 from mil.bag import BagBatch
-from mil.finite import NonFiniteLossError
+from mil.finite import DivergedError, NonFiniteLossError
 from mil.parts import Init
 from mil.task import Task
 from mil.word_rows import word_rows
@@ -35,13 +37,34 @@ class Optimization:
     scale_lr_factor: float
     anchor: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 <= value < math.inf:
+                raise InputError(f"optimizer.{name}={value}: expected a number of at least 0")
+
 
 class ProximalAdamW(torch.optim.AdamW):
     """AdamW whose groups may have a ``residual_decay``: after each step those parameters are divided by 1 + lr * decay.
 
     AdamW's own decay is undone by a step of constant size however large it is. The proximal step is not: as the decay
     grows the parameter goes to zero, and zero is the zero-shot model.
+
+    Args:
+        groups: As `parameter_groups` makes them.
+        lr: Learning rate.
+
+    Raises:
+        DivergedError: A step would be larger than float32 holds, which torch ends with an error of its own.
     """
+
+    def __init__(self, groups: list[dict[str, object]], lr: float) -> None:
+        super().__init__(groups, lr=lr)
+        for group in self.param_groups:
+            longest = group["lr"] * max(1 / (1 - group["betas"][0]), group["weight_decay"])
+            if longest > torch.finfo(torch.float32).max:
+                raise DivergedError(
+                    f"a step of {longest:.3g} is larger than float32 holds; train with a lower optimizer.lr"
+                )
 
     # The two ignores: torch's stub says float, Lightning's closure returns a tensor.
     @torch.no_grad()

@@ -16,7 +16,7 @@ from mil.checkpoint import BANK, ModelCard, write_model
 from mil.drift import audit
 from mil.fit import Fitted, Fold, Labelled, logits_of
 from mil.predictions import predictions_table
-from mil.runs import write_done
+from mil.runs import UNUSED, write_done
 from mil.sealed import SealedPart, count_reading, readings_before
 from mil.splits.file import SplitRow
 from mil.task import Outcome, Task
@@ -97,6 +97,7 @@ def write_run(ready: ReadyCell, fitted: Fitted) -> dict[str, object]:
     if inputs.bank is not None:
         write_bank(folder / BANK, inputs.bank)
     publish_text(folder / "log.csv", _log(fitted))
+    publish_json(folder / UNUSED, inputs.bags.unused)
     publish_json(folder / "cell.json", cell.record)
     publish_json(folder / "metrics.json", metrics)
     write_done(folder)

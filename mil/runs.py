@@ -10,6 +10,8 @@ from feature_extraction.files import is_valid, publish_json, read_json, require_
 
 CELL = "cell.json"
 DONE = "done.json"
+UNUSED = "unused.json"
+"""Slides that a run was asked to use and could not, each with the reason."""
 _CELL_NAME = re.compile(r"[0-9a-f]{12}")
 
 
@@ -61,6 +63,18 @@ def check_run(folder: Path) -> None:
             )
         if sha256_of_file(folder / place) != expected:
             raise DamagedFileError(f"{folder / place}: not as the run left it; delete {folder / DONE} and run again")
+
+
+def read_unused(folder: Path) -> dict[str, str]:
+    """Slide to reason, of the slides that a finished run could not use.
+
+    Raises:
+        InputError: The run does not say; it was made before runs did.
+    """
+    path = folder / UNUSED
+    if not path.is_file():
+        raise InputError(f"{folder}: no {UNUSED}, so nobody could tell why slides are missing; delete it and run again")
+    return {slide_id: str(reason) for slide_id, reason in read_json(path).items()}
 
 
 def find_runs(root: Path) -> list[Run]:

@@ -7,6 +7,7 @@ from typing import Literal
 from feature_extraction.claims import is_claimed
 from feature_extraction.errors import PromptmilError
 from feature_extraction.files import is_valid
+from feature_extraction.lease import SEEMS_DEAD_S
 from mil.cell import TrainRequest, cell_record, read_inputs
 from mil.failures import read_failure
 from mil.reads import Reads
@@ -72,7 +73,7 @@ def _state(request: TrainRequest, cell: str) -> tuple[State, int, str]:
     if is_valid(folder, check_run):
         return "done", request.training.max_epochs, ""
     # Asked before the failure: the attempt that removes the record has the claim.
-    is_running = is_claimed(lock_of(request.out, cell))
+    is_running = is_claimed(lock_of(request.out, cell), dead_after_s=SEEMS_DEAD_S)
     if not is_running and is_valid(folder, check_run):  # sealed between the two questions
         return "done", request.training.max_epochs, ""
     epoch = Checkpoints(path=folder / CHECKPOINT, cell=cell, every_s=request.checkpoint_s).epochs_done()

@@ -2,13 +2,13 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from feature_extraction.files import address, publish_json, publish_text
-from mil.runs import write_done
+from mil.runs import UNUSED, write_done
 
 CLASSES = ("LUAD", "LUSC", "normal")
 FOLDS = 3
@@ -24,7 +24,13 @@ def cohort_of(n_patients: int = 24) -> list[tuple[str, str, str]]:
 
 
 def write_run(
-    root: Path, *, fold: int, skill: float, cohort: Sequence[tuple[str, str, str]] = (), **changes: object
+    root: Path,
+    *,
+    fold: int,
+    skill: float,
+    cohort: Sequence[tuple[str, str, str]] = (),
+    unused: Mapping[str, str] | None = None,
+    **changes: object,
 ) -> Path:
     """One run as `promptmil train` leaves it; fold f tests every third patient of a class, from f."""
     cell: dict[str, object] = {
@@ -57,5 +63,6 @@ def write_run(
         [["slide_id", "patient_id", "fold", "part", "label", *(f"p_{c}" for c in CLASSES)], *rows]
     )
     publish_text(folder / "predictions.csv", stream.getvalue())
+    publish_json(folder / UNUSED, dict(unused or {}))
     write_done(folder)
     return folder

@@ -195,6 +195,20 @@ def test_a_dead_lease_is_taken_after_three_periods_and_not_before(tmp_path: Path
 
 
 @pytest.mark.usefixtures("no_locks")
+def test_an_owner_that_does_not_beat_is_shown_as_dead_and_keeps_its_lease(tmp_path: Path):
+    path = tmp_path / "S.lock"
+    with claim(path) as is_ours:
+        assert is_ours
+        assert is_claimed(path, dead_after_s=60.0)
+        (newest,) = (tmp_path / "S.lock.lease").iterdir()
+        long_ago = time.time() - 61
+        os.utime(newest, (long_ago, long_ago))
+        assert not is_claimed(path, dead_after_s=60.0)
+        assert is_claimed(path)
+    assert not is_claimed(path, dead_after_s=60.0)
+
+
+@pytest.mark.usefixtures("no_locks")
 @pytest.mark.parametrize("content", [b"", b"1", b"pid 1 on another host", b"\xff\x00" * 40])
 def test_garbage_in_a_lease_is_an_owner_that_does_not_beat(tmp_path: Path, content: bytes):
     path = tmp_path / "S.lock"

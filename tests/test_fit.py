@@ -8,8 +8,10 @@ import pytest
 import torch
 from bags import CLASSES, DIM, bag, bank, facts
 
+from feature_extraction.errors import InputError
 from mil.aggregator import Aggregator, compose
 from mil.bag import Bag
+from mil.finite import DivergedError
 from mil.fit import Fold, Labelled, Training, fit, logits_of
 from mil.module import MilModule, Optimization
 from mil.tasks.classification import Classification
@@ -145,3 +147,23 @@ def test_a_loss_that_is_not_finite_names_its_bags():
     tiles = torch.full((3, DIM), torch.nan)
     with pytest.raises(FloatingPointError, match=r"on the bags \[7\]"):
         module.training_step(Collate()([((tiles,), 0, 7)]), 0)
+
+
+@pytest.mark.parametrize("changes", [{"lr": 1e38}, {"lr": 1e300}, {"lr": 1e30, "weight_decay": 1e10}])
+def test_a_step_that_no_float_holds_is_named_and_not_a_bug(changes: dict[str, float]):
+    optimization = replace(OPTIMIZATION, **changes)
+    with pytest.raises(DivergedError, match=r"larger than float32 holds; train with a lower optimizer.lr"):
+        fit(
+            compose(CONFIG, facts()),
+            Classification(),
+            fold=Fold(train=labelled(0, 1), val=labelled(500, 1)),
+            optimization=optimization,
+            training=training(1),
+            init="random",
+        )
+
+
+@pytest.mark.parametrize("lr", [-1e-3, float("nan"), float("inf")])
+def test_a_rate_that_makes_no_sense_is_refused(lr: float):
+    with pytest.raises(InputError, match=r"optimizer.lr=.*: expected a number of at least 0"):
+        replace(OPTIMIZATION, lr=lr)

@@ -35,6 +35,7 @@ def _run(root: Path, name: str, fold: int, columns: Sequence[str], rows: Sequenc
     csv.writer(stream).writerows([["slide_id", "patient_id", "fold", "part", "label", *columns], *rows])
     publish_json(folder / "cell.json", cell)
     publish_text(folder / "predictions.csv", stream.getvalue())
+    publish_json(folder / "unused.json", {})
     return folder
 
 

@@ -1,6 +1,5 @@
 """Figures equal scikit-learn's, intervals behave, and what is undefined is never a number."""
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -318,11 +317,3 @@ def test_only_common_slides_are_compared_and_others_refused() -> None:
 def test_holm_multiplies_by_the_comparisons_left_and_never_decreases() -> None:
     assert holm([0.04, 0.01, float("nan"), 0.03]) == pytest.approx([0.06, 0.03, float("nan"), 0.06], nan_ok=True)
     assert holm([0.9, 0.8]) == [1.0, 1.0]
-
-
-@pytest.mark.parametrize(("n_patients", "seconds"), [(48, 2), (1000, 20)])
-def test_two_thousand_resamples_of_every_figure_take_seconds(n_patients: int, seconds: float) -> None:
-    rows = _predictions(n_patients, n_classes=4, slides=1)
-    start = time.perf_counter()
-    bootstrap_interval(rows)
-    assert time.perf_counter() - start < seconds

@@ -344,6 +344,11 @@ def test_slides_without_features_are_listed_and_the_rest_is_trained(study: Study
     words = [f"features={folder}", f"bank={study.bank}", f"split={study.split}", f"out={tmp_path / 'runs'}"]
     assert main(["train", *words, "trainer.max_epochs=1"]) == 3
     assert list(json.loads((tmp_path / "runs" / "summary.json").read_text())["unused_slides"]) == [lost]
+    (run,) = run_folders(tmp_path / "runs")
+    assert json.loads((run / "unused.json").read_text()) == {
+        lost: f"no feature file in {folder.name}; extract this slide"
+    }
+    assert "unused.json" in json.loads((run / "done.json").read_text())["files"]
 
 
 def test_auto_top_j_is_chosen_on_val_and_the_same_in_both(study: Study, tmp_path: Path):

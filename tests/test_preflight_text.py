@@ -278,3 +278,11 @@ def test_another_encoders_words_and_an_unknown_choice_are_refused(tmp_path: Path
         study.preflight("out")
     assert words.encoder_fingerprint[:8] in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", ["cox", "multilabel"])
+def test_labels_that_are_not_one_class_are_refused_before_anything_is_read(tmp_path: Path, words: TextBank, task: str):
+    study = Study(tmp_path, words)
+    (tmp_path / "kfold.csv").unlink()
+    with pytest.raises(InputError, match=f"task=mil.tasks.{task}.* a slide of this task has not one class"):
+        study.preflight("out", f"task={task}")

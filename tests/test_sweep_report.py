@@ -11,7 +11,7 @@ from run_folders import CLASSES, FOLDS, cohort_of, write_run
 from sklearn.metrics import accuracy_score, log_loss
 
 from feature_extraction.errors import InputError
-from feature_extraction.files import publish_json, publish_text
+from feature_extraction.files import publish_text
 from mil.report.accounts import PLACES, UNUSABLE, account_table, accounts_of, unused_csv, unused_table
 from mil.report.comparisons import drawings
 from mil.report.latex import as_latex
@@ -118,16 +118,12 @@ def test_mixed_cells_are_refused_with_a_list(tmp_path: Path, changes: dict[str, 
 
 def test_every_slide_is_accounted_for_once_and_the_sums_add_up(tmp_path: Path) -> None:
     for fold in range(FOLDS - 1):
-        write_run(tmp_path / "runs" / "train", fold=fold, skill=1)
+        write_run(tmp_path / "runs" / "train", fold=fold, skill=1, unused={"torn": "damaged", "s00-0": "x"})
     folder = write_run(tmp_path / "runs" / "zeroshot", fold=0, skill=1, aggregator="zeroshot", cohort=cohort_of()[:20])
     text = (folder / "predictions.csv").read_text()
     publish_text(folder / "predictions.csv", text.replace("test,LUAD", "test,", 2))
     write_done(folder)
-    publish_json(
-        tmp_path / "runs" / "train" / "summary.json",
-        {"command": "train", "unused_slides": {"torn": "damaged", "s00-0": "x"}},
-    )
-    accounts = accounts_of(tmp_path / "runs", find_runs(tmp_path / "runs"))
+    accounts = accounts_of(find_runs(tmp_path / "runs"))
     assert len(accounts.slides) == len(cohort_of()) + 1
     for one, row in zip(accounts.methods, account_table(accounts).rows, strict=True):
         listed = [slide for place in PLACES for slide in one.places[place]]
@@ -143,6 +139,14 @@ def test_every_slide_is_accounted_for_once_and_the_sums_add_up(tmp_path: Path) -
     lines = list(csv.DictReader(io.StringIO(unused_csv(accounts))))
     assert len(lines) == 10 + 19
     assert {"slide_id": "torn", "method": "prompt, all labels", "place": UNUSABLE, "reason": "damaged"} in lines
+
+
+def test_a_run_that_does_not_say_what_it_could_not_use_is_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, fold=0, skill=1)
+    (folder / "unused.json").unlink()
+    write_done(folder)
+    with pytest.raises(InputError, match=f"{folder.name}: no unused.json.*run again"):
+        accounts_of(find_runs(tmp_path))
 
 
 def test_controls_stand_under_the_method_they_are_controls_of(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from feature_extraction.commands.licence import check_licence
 from feature_extraction.errors import InputError
-from mil.bundle import SCHEMA, BundleCard, Unusual, slide_vectors, write_bundle
+from mil.bag import slide_vectors
+from mil.bundle import SCHEMA, BundleCard, Unusual, write_bundle
 from mil.cohort import listed
 from mil.commands import settings
 from mil.feature_folder import load_bags

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_json, publish_text
-from mil.bag import Bag
-from mil.bundle import Bundle, slide_vectors
+from mil.bag import Bag, slide_vectors
+from mil.bundle import Bundle
 from mil.cohort import listed, read_rows
 from mil.commands.unused import say_unused
 from mil.feature_folder import BagSet

@@ -11,8 +11,10 @@ from feature_extraction.files import publish_json
 from feature_extraction.text_bank import read_bank, require_match
 from mil.cohort import read_labels
 from mil.commands import settings
+from mil.commands.split import label_kind
 from mil.commands.unused import say_unused
 from mil.feature_folder import FeatureFolder, load_bags
+from mil.labels import ONE_CLASS
 from mil.metrics.intervals import Estimate
 from mil.parts import Pooling
 from mil.preflight import FIGURE, RULE, Labelled, Preflight, text_preflight
@@ -78,11 +80,17 @@ def run(config: DictConfig) -> int:
 
 def _seen_rows(config: DictConfig) -> list[SplitRow]:
     """The train and val slides of the fold; no other is asked for from here on."""
-    table = read_split(Path(config.split))
+    kind = label_kind(settings.plain(config.task))
+    if kind is not ONE_CLASS:
+        raise InputError(
+            f"task={config.task['_target_']}: the preflight measures how well words tell classes, and a slide of this "
+            "task has not one class; `promptmil zeroshot` has its figures"
+        )
+    table = read_split(Path(config.split), kind=kind)
     cohort = None
     if config.labels is not None:
-        cohort = read_labels(Path(config.labels), slide_is_patient=config.slide_is_patient)
-    check_split(table, cohort=cohort)
+        cohort = read_labels(Path(config.labels), slide_is_patient=config.slide_is_patient, kind=kind)
+    check_split(table, cohort=cohort, kind=kind)
     return [row for part in SEEN for row in table.part(int(config.fold), part)]
 
 

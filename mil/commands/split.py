@@ -17,10 +17,11 @@ from mil.splits.file import read_split, split_name, write_split
 from mil.splits.fixed import ValDrawing, fix_split, read_official
 from mil.splits.guards import check_split, refuse
 from mil.splits.interop import READERS, WRITERS
+from mil.splits.lookalikes import find_lookalikes, read_looks
 from mil.splits.schemes import SCHEMES, draw_split
 from mil.splits.sites import site_association
 from mil.splits.table import OFFICIAL, SplitTable
-from mil.splits.twins import find_twins, read_contents
+from mil.splits.twins import feature_folders, find_twins, read_contents
 
 _LABELS_OF_TASKS = {
     "mil.tasks.binary.Binary": ONE_CLASS,
@@ -154,11 +155,30 @@ def _twins(config: DictConfig, cohort: Cohort) -> list[str]:
     """Refuse one slide under the ids of two patients; what else is worth knowing."""
     if config.check_slides is None:
         return []
-    contents = read_contents(Path(config.check_slides), [row.slide_id for row in cohort.rows])
+    source, slide_ids = Path(config.check_slides), [row.slide_id for row in cohort.rows]
+    contents = read_contents(source, slide_ids)
     faults, notes = find_twins(cohort.rows, contents)
     refuse(faults, f"check_slides={config.check_slides}")
-    compared = len(cohort.rows) - len(contents.unread)
-    return [*notes, f"{compared} of {len(cohort.rows)} slides compared by content{_ids(', not ', contents.unread)}"]
+    return [*notes, _compared("content", slide_ids, contents.unread), *_lookalikes(source, cohort)]
+
+
+def _lookalikes(source: Path, cohort: Cohort) -> list[str]:
+    """Slides of two patients that people should look at. No refusal: what looks alike need not be one slide."""
+    if feature_folders(source):
+        return ["not compared by looks: that needs check_slides= with the slides themselves"]
+    looks = read_looks(source, (row.slide_id for row in cohort.rows))
+    notes = [
+        f"warning: slide {' and '.join(pair.slides)} look alike (agreement {pair.agreement:.2f}) and are of patient "
+        f"{' and '.join(pair.patients)}: look at them; if they are one glass slide, keep one row of the labels table"
+        for pair in find_lookalikes(cohort.rows, looks)
+    ]
+    slide_ids = [row.slide_id for row in cohort.rows]
+    return [*notes, _compared("looks", slide_ids, [name for name in slide_ids if name not in looks])]
+
+
+def _compared(by: str, slide_ids: Sequence[str], left_out: Sequence[str]) -> str:
+    n_compared = len(slide_ids) - len(left_out)
+    return f"{n_compared} of {len(slide_ids)} slides compared by {by}{_ids(', not ', left_out)}"
 
 
 def _unused(table: SplitTable) -> list[str]:

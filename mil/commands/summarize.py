@@ -18,6 +18,7 @@ from mil.report.null_checks import null_lines, null_record
 from mil.report.page import as_markdown, write_report
 from mil.report.results_file import results_csv
 from mil.report.sections import report_sections, tables_of
+from mil.report.site_figures import SiteSource, site_record
 from mil.report.summarize import Summary, summarize
 from mil.report.tables import by_shots
 from mil.report.trust_tables import trust_csv
@@ -30,7 +31,11 @@ def run(config: DictConfig) -> int:
     """Summarize a sweep; returns the exit code."""
     _require_settings(config)
     summary = summarize(
-        Path(config.runs), reference=config.reference, resamples=int(config.resamples), seed=int(config.seed)
+        Path(config.runs),
+        reference=config.reference,
+        resamples=int(config.resamples),
+        seed=int(config.seed),
+        sites=_site_source(config),
     )
     _require_complete(summary, is_allowed=bool(config.allow_incomplete))
     level = cast("Level", config.level)
@@ -53,6 +58,17 @@ def run(config: DictConfig) -> int:
     publish_json(out / "summary.json", _record(summary))
     _say(summary, level, out)
     return 0 if summary.is_complete else PARTLY_FAILED
+
+
+def _site_source(config: DictConfig) -> SiteSource | None:
+    if config.features is None and config.labels is None:
+        return None
+    if config.features is None or config.labels is None:
+        raise InputError(
+            f"features={config.features}, labels={config.labels}: figures of sites need both, the embeddings and a CSV "
+            "with slide_id and site"
+        )
+    return SiteSource(features=Path(config.features), labels=Path(config.labels))
 
 
 def _require_complete(summary: Summary, *, is_allowed: bool) -> None:
@@ -93,6 +109,7 @@ def _record(summary: Summary) -> dict[str, object]:
         "unfinished": list(summary.unfinished),
         "warnings": list(summary.warnings),
         "permuted_labels": [null_record(check) for check in summary.null_checks],
+        "sites": site_record(summary.sites),
         "methods": [
             {
                 "method": method.name,

@@ -30,7 +30,7 @@ from mil.labels import ONE_CLASS
 from mil.metrics.classification import Predictions
 from mil.parts import Pooling
 from mil.predictions import predictions_table
-from mil.runs import write_done
+from mil.runs import UNUSED, write_done
 from mil.splits.file import PARTS, SplitRow, check_split, read_split
 from mil.task import Outcome, Task, Words, build_task
 from mil.tasks.classification import Classification
@@ -226,7 +226,8 @@ def _write_task(
     cell = _cell(study, config)
     content = address(dict(study.bags.content))
     publish_json(out / "cell.json", {"cell": address({**cell, "features": content})[:12], **cell})
-    write_done(out, ("cell.json", "metrics.json", "predictions.csv"))
+    publish_json(out / UNUSED, study.bags.unused)
+    write_done(out, ("cell.json", "metrics.json", "predictions.csv", UNUSED))
     return metrics
 
 

@@ -5,14 +5,12 @@ import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from feature_extraction.files import read_json
 from mil.cohort import is_missing, read_rows
 from mil.report.methods import named_groups, shots_text
 from mil.report.page import Table
 from mil.report.pooled import PREDICTIONS
-from mil.runs import Run
+from mil.runs import Run, read_unused
 
 COUNTED, UNLABELLED, NEVER_TESTED = "counted", "test without a label", "train or val only"
 UNUSABLE, ELSEWHERE = "no usable features", "in none of its runs"
@@ -35,7 +33,7 @@ class Account:
     reasons: Mapping[str, str]
 
     def why(self, place: str, slide: str) -> str:
-        """Why the method does not count a slide: what its command said, or the place."""
+        """Why the method does not count a slide: what its run said, or the place."""
         return self.reasons[slide] if place == UNUSABLE else place
 
 
@@ -52,23 +50,20 @@ class Accounts:
     methods: tuple[Account, ...]
 
 
-def accounts_of(root: Path, runs: Sequence[Run]) -> Accounts:
+def accounts_of(runs: Sequence[Run]) -> Accounts:
     """Put every slide into one place for each method.
 
     Args:
-        root: Of the sweep; the commands that ran left their lists of unused slides in its ``summary.json`` files.
         runs: Finished ones.
 
     Raises:
-        InputError: Predictions that cannot be read.
+        InputError: Predictions that cannot be read, or a run that does not say what it could not use.
     """
-    said = _said(root)
     groups: list[tuple[str, dict[str, set[str]], dict[str, str]]] = []
     for name, group in named_groups(runs):
         shots = group[0].cell.get("shots")
         title = f"{name}, {shots_text(shots if isinstance(shots, int) else None)}"
-        above = {folder for run in group for folder in (run.folder, *run.folder.parents)}
-        reasons = {slide: why for folder, unused in said if folder in above for slide, why in unused.items()}
+        reasons = {slide: why for run in group for slide, why in read_unused(run.folder).items()}
         groups.append((title, _seen(group), reasons))
     seen_or_named = [names for _, seen, reasons in groups for names in (*seen.values(), set(reasons))]
     every = sorted(set[str]().union(*seen_or_named))
@@ -91,7 +86,7 @@ def account_table(accounts: Accounts) -> Table:
             for one in accounts.methods
         ),
         note="Every slide that any run of the sweep used, or says it could not use. A row adds up to the slides. "
-        "In none of its runs: its split leaves the slide out, or another command than its own had it.",
+        "In none of its runs: its split leaves the slide out.",
     )
 
 
@@ -104,7 +99,7 @@ def unused_table(accounts: Accounts) -> Table:
         columns=("slide", "why", "by"),
         rows=tuple((slide, why, _by(methods, accounts)) for slide, why, methods in rows[:MOST_SHOWN])
         or (("none", "every slide is counted by every method", ""),),
-        note=f"Reasons are those of the command that could not use the slide.{cut}",
+        note=f"Reasons are those of the run that could not use the slide.{cut}",
         n_text_columns=3,
         is_record=True,
     )
@@ -122,17 +117,6 @@ def unused_csv(accounts: Accounts) -> str:
         for slide in one.places[place]
     )
     return stream.getvalue()
-
-
-def _said(root: Path) -> list[tuple[Path, dict[str, str]]]:
-    """Folders in which a command left a list of slides that it could not use, with that list."""
-    found: list[tuple[Path, dict[str, str]]] = []
-    for path in sorted(root.rglob("summary.json")):
-        record = read_json(path)
-        unused = record.get("unused_slides" if record.get("command") == "train" else "unused")
-        if record.get("command") in ("train", "zeroshot") and isinstance(unused, Mapping):
-            found.append((path.parent, {str(slide): str(reason) for slide, reason in unused.items()}))
-    return found
 
 
 def _seen(group: Sequence[Run]) -> dict[str, set[str]]:

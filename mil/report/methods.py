@@ -18,7 +18,8 @@ _OWN_TO_A_RUN = frozenset({"cell", "fold", "seed"})
 _DETAILS = "determined_by"
 _DETAILS_OWN_TO_A_RUN = frozenset({"features"})
 """Hash of the bags a run read; the folds of a few-shot split read different ones."""
-_SPLIT_FIELDS = ("shots", "scheme", "split_name", "split_sha256", f"{_DETAILS}.split")
+SPLIT_FIELDS = ("shots", "scheme", "split_name", "split_sha256", f"{_DETAILS}.split")
+"""What of a method's identity is its split."""
 _NAMING_ORDER = (
     "init",
     "words",
@@ -175,7 +176,7 @@ def _names(identities: Sequence[Mapping[str, str]]) -> list[str]:
     names = [""] * len(identities)
     for aggregator, places in groups.items():
         members = [identities[place] for place in places]
-        rows = [{key: value for key, value in member.items() if key not in _SPLIT_FIELDS} for member in members]
+        rows = [{key: value for key, value in member.items() if key not in SPLIT_FIELDS} for member in members]
         fields = _telling_fields(rows)
         for place, row in zip(places, rows, strict=True):
             names[place] = " · ".join([aggregator, *(_field_text(field, row.get(field, "none")) for field in fields)])

@@ -8,6 +8,7 @@ from mil.report.figures import curves, fold_dots, shots_figure
 from mil.report.in_short import in_short
 from mil.report.null_checks import null_table
 from mil.report.page import Figure, Section, Table
+from mil.report.site_figures import site_tables
 from mil.report.summarize import Summary
 from mil.report.tables import (
     by_shots,
@@ -31,7 +32,8 @@ def report_sections(summary: Summary, *, level: Level, rank_by: str | None) -> l
         level: Of the tables and figures that show one level.
         rank_by: Figure to rank methods by on validation slides; None ranks nothing.
     """
-    found = [*_of_methods(summary, level, rank_by), *_of_runs(summary)]
+    sites = _section("Sites", site_tables(summary.sites, summary.site_gaps))
+    found = [*_of_methods(summary, level, rank_by), *_of_runs(summary), sites]
     sources = provenances(summary) if summary.methods else []
     slides = [account_table(summary.accounts), unused_table(summary.accounts)]
     found += [_section("Every slide", slides), _section("Where it comes from", sources)]

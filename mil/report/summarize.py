@@ -18,6 +18,7 @@ from mil.report.methods import Method, group_methods, reference_of
 from mil.report.null_checks import NullCheck, null_checks, null_warnings, real_and_null
 from mil.report.repeat_intervals import interval_over_repeats
 from mil.report.run_figures import RunFigure, predicts_a_class, run_figures
+from mil.report.site_figures import SiteGap, SiteSigns, SiteSource, site_gaps, site_signs
 from mil.report.sweep_guards import require_one_sweep
 from mil.report.trusted import MethodTrust, trust_of
 from mil.runs import find_runs, unfinished_runs
@@ -62,6 +63,8 @@ class Summary:
         trust: How far each method may be believed, in their order.
         controls: Each method that starts from its own words beside its controls.
         accounts: Where every slide went.
+        sites: What the embeddings know of the sites; None where nobody asked.
+        site_gaps: What a new site costs each method that was also trained on folds that leave a site out.
     """
 
     methods: tuple[Method, ...]
@@ -76,6 +79,8 @@ class Summary:
     trust: tuple[MethodTrust, ...] = ()
     controls: tuple[Control, ...] = ()
     accounts: Accounts
+    sites: SiteSigns | None = None
+    site_gaps: tuple[SiteGap, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -99,7 +104,14 @@ class Summary:
         return (*unfinished, *of_methods, *_gaps_of_runs(self.of_runs))
 
 
-def summarize(root: Path, *, reference: str | None = None, resamples: int = RESAMPLES, seed: int = 0) -> Summary:
+def summarize(
+    root: Path,
+    *,
+    reference: str | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    sites: SiteSource | None = None,
+) -> Summary:
     """Read a sweep and compute what it says.
 
     Args:
@@ -107,6 +119,7 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
         reference: Aggregator or method name to compare with; None takes zero-shot when it is there.
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
+        sites: Where sites and embeddings are, None to leave them out.
 
     Raises:
         InputError: No finished run with a labelled test slide, an unknown reference, or runs that are mixed or
@@ -146,7 +159,9 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
         null_checks=tuple(checks),
         trust=tuple(trust_of(method, resamples=resamples, seed=seed) for method in methods),
         controls=tuple(controls_of(methods, resamples=resamples, seed=seed)),
-        accounts=accounts_of(root, runs),
+        accounts=accounts_of(runs),
+        sites=None if sites is None else site_signs(sites, runs, resamples=resamples, seed=seed),
+        site_gaps=tuple(site_gaps(methods, resamples=resamples, seed=seed)),
     )
 
 

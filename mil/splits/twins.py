@@ -40,9 +40,14 @@ def read_contents(source: Path, slide_ids: Iterable[str]) -> SlideContents:
         InputError: Neither is there.
     """
     ids = list(slide_ids)
-    folders = sorted({path.parent for path in (*source.glob("*.h5"), *source.glob("*/*.h5"))})
+    folders = feature_folders(source)
     read = _of_features(folders, ids) if folders else _of_slides(source, ids)
     return SlideContents(keys=read, unread=tuple(name for name in ids if not read.get(name)))
+
+
+def feature_folders(source: Path) -> list[Path]:
+    """The folders of feature files in a folder, itself included; none where it holds slides."""
+    return sorted({path.parent for path in (*source.glob("*.h5"), *source.glob("*/*.h5"))})
 
 
 def find_twins(rows: Sequence[CohortRow], contents: SlideContents) -> tuple[tuple[str, ...], tuple[str, ...]]:
