@@ -37,7 +37,7 @@ class SlideError(PromptmilError):
 
     Attributes:
         slide_id: The slide.
-        stage: Where it happened: table, open, mpp, tissue, tile, embed, write.
+        stage: Where it happened: table, open, mpp, tissue, plan, tile, embed, write.
         cause: What was found and what was expected, in one sentence.
         remedy: What the user can do, in one sentence.
         code: Stable name of the fault, such as ``E-mpp``.

@@ -41,6 +41,7 @@ class FeatureHeader:
         slide_sha256: Over every byte of the slide's files, empty when it was not computed.
         fingerprint_source: How the encoder is known: ``computed`` (we embedded), ``verified`` (another tool did, and
             some tiles embedded again agree) or ``declared`` (the user says so).
+        reading: JSON, by what the tiles were chosen among those with tissue; empty when all of them were read.
     """
 
     slide_id: str
@@ -73,6 +74,7 @@ class FeatureHeader:
     created_with: str
     slide_sha256: str = ""
     fingerprint_source: str = "computed"
+    reading: str = ""
 
     def size_lv0(self) -> tuple[float, float]:
         """Width and height of a tile in level-0 pixels."""

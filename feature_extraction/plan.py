@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from feature_extraction.coarse import CoarseReading
 from feature_extraction.errors import SlideError
 from feature_extraction.grid import Grid, Tiling, make_grid
 from feature_extraction.mpp import MppRule
 from feature_extraction.qc import KeptTiles, qc_picture
 from feature_extraction.reader import Decoder, choose_decoder
+from feature_extraction.reading import ChosenTiles
 from feature_extraction.segment import SlideTissue, segment
 from feature_extraction.slide import Slide, SlideInfo
 from feature_extraction.slide_hash import slide_sha256
@@ -33,6 +35,7 @@ class SlidePlan:
         tissue: How tissue was found and how much, for the feature file; plain data without any path.
         qc_jpeg: Picture of all that for people, empty when none was asked for.
         slide_sha256: Hex, over every byte of the slide's files; empty when not asked for.
+        chosen: Why each tile is read, None where all tissue is.
     """
 
     record: SlideRecord
@@ -45,6 +48,7 @@ class SlidePlan:
     tissue: Mapping[str, object]
     qc_jpeg: bytes
     slide_sha256: str
+    chosen: ChosenTiles | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,7 @@ class PlanRules:
         may_decode: Whether tiles may be decoded directly where the pixels are the same.
         draws: Whether a picture of the plan is drawn for people.
         hashes: Whether the whole slide file is hashed.
+        coarse: Chooses among the tiles with tissue, None to read them all.
     """
 
     tiling: Tiling
@@ -66,6 +71,7 @@ class PlanRules:
     may_decode: bool = True
     draws: bool = True
     hashes: bool = False
+    coarse: CoarseReading | None = None
 
 
 def plan_slide(record: SlideRecord, rules: PlanRules, on_progress: Callable[[], None] = lambda: None) -> SlidePlan:
@@ -77,7 +83,8 @@ def plan_slide(record: SlideRecord, rules: PlanRules, on_progress: Callable[[], 
         on_progress: Called now and then while it goes on.
 
     Raises:
-        SlideError: It cannot be opened, has no plausible mpp, is coarser than asked, or cannot be read.
+        SlideError: It cannot be opened, has no plausible mpp, is coarser than asked, or cannot be read; or there are
+            no coarse features to choose its tiles by.
     """
     tiling, tissue = rules.tiling, rules.tissue
     with Slide(record.slide_id, record.path) as slide:
@@ -89,20 +96,25 @@ def plan_slide(record: SlideRecord, rules: PlanRules, on_progress: Callable[[], 
         # Also without a tile: an unreadable slide must fail, not count as empty.
         found = segment(slide, info, tissue, on_progress)
         fraction = found.fraction(grid)
-        is_kept = fraction >= tissue.min_fraction
+        kept = np.flatnonzero(fraction >= tissue.min_fraction)
+        chosen = None
+        if rules.coarse is not None:
+            rows, chosen = rules.coarse.choose(record.slide_id, info.fingerprint, coords[kept], grid.size_lv0)
+            kept = kept[rows]
         level = slide.level_for(tiling.downsample(slide_mpp))
-        may_decode = rules.may_decode and bool(is_kept.any())
+        may_decode = rules.may_decode and len(kept) > 0
         return SlidePlan(
             record=record,
             info=info,
             grid=grid,
             level=level,
             decoder=choose_decoder(slide, level, grid.size_lv0) if may_decode else "openslide",
-            coords_lv0=coords[is_kept],
-            tissue_fraction=fraction[is_kept],
+            coords_lv0=coords[kept],
+            tissue_fraction=fraction[kept],
             tissue=found.described(grid),
-            qc_jpeg=_qc_jpeg(info, grid, found, coords[is_kept]) if rules.draws else b"",
+            qc_jpeg=_qc_jpeg(info, grid, found, coords[kept]) if rules.draws else b"",
             slide_sha256=slide_sha256(record.path) if rules.hashes else "",
+            chosen=chosen,
         )
 
 

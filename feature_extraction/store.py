@@ -16,6 +16,7 @@ from jaxtyping import Float32, Int64, Shaped, UInt64
 from feature_extraction.errors import DamagedFileError
 from feature_extraction.files import as_record, publish
 from feature_extraction.header import FeatureHeader
+from feature_extraction.reading import REASONS, ChosenTiles
 from feature_extraction.seal import check_seal, sealed
 from feature_extraction.stored_rows import StoredRows, rows_a_block
 
@@ -31,12 +32,14 @@ class FeatureRows:
         coords_lv0: Top-left corner of each tile.
         tissue_fraction: Share of each tile that is tissue.
         failed_coords_lv0: Tiles that could not be read and were allowed to be left out.
+        chosen: Why each was read, None where all tissue was; the header says by what.
     """
 
     spaces: Mapping[str, Shaped[np.ndarray, "tile dim"]]
     coords_lv0: Int64[np.ndarray, "tile 2"]
     tissue_fraction: Float32[np.ndarray, " tile"]
     failed_coords_lv0: Int64[np.ndarray, "bad 2"]
+    chosen: ChosenTiles | None = None
 
 
 def write_features(path: Path, header: FeatureHeader, rows: FeatureRows) -> None:
@@ -74,6 +77,9 @@ def _fill(file: h5py.File, header: FeatureHeader, rows: FeatureRows) -> list[h5p
     file.create_dataset("tissue_fraction", data=rows.tissue_fraction)
     if len(rows.failed_coords_lv0):
         file.create_dataset("failed_coords", data=rows.failed_coords_lv0)
+    if rows.chosen is not None:
+        file.create_dataset("reading_parents", data=rows.chosen.parents_lv0)
+        file.create_dataset("reading_reasons", data=rows.chosen.reasons).attrs["names"] = list(REASONS)
     for name, value in asdict(header).items():
         file.attrs[name] = value
     file.attrs["schema_version"] = SCHEMA_VERSION
@@ -128,6 +134,7 @@ class FeatureFile:
             self.failed_coords_lv0: Int64[np.ndarray, "bad 2"] = (
                 _dataset(file, "failed_coords", path)[:] if "failed_coords" in file else np.empty((0, 2), np.int64)
             )
+            self.chosen: ChosenTiles | None = _read_chosen(file, self.header, path)
             self._checksums: UInt64[np.ndarray, " block"] = _dataset(file, "checksums", path)[:]
         self._checked = False
 
@@ -266,6 +273,13 @@ def _read_header(file: h5py.File, path: Path) -> FeatureHeader:
         )
     names = [field.name for field in fields(FeatureHeader)]
     return as_record(FeatureHeader, {name: attributes[name] for name in names if name in attributes}, path.name)
+
+
+def _read_chosen(file: h5py.File, header: FeatureHeader, path: Path) -> ChosenTiles | None:
+    if not header.reading:
+        return None
+    parents, reasons = (_dataset(file, f"reading_{name}", path)[:] for name in ("parents", "reasons"))
+    return ChosenTiles(parents_lv0=parents, reasons=reasons, described=header.reading)
 
 
 def _dataset(file: h5py.File, name: str, path: Path) -> h5py.Dataset:

@@ -18,6 +18,7 @@ from feature_extraction.errors import DamagedFileError, InputError
 from feature_extraction.files import is_valid, sync_folder
 from feature_extraction.findings import LOCKS, RECORDS, Finding
 from feature_extraction.header import FeatureHeader
+from feature_extraction.reading import find_defect
 from feature_extraction.slide import fingerprint_file
 from feature_extraction.slide_hash import slide_sha256
 from feature_extraction.slides import SlideTable
@@ -122,7 +123,7 @@ def read_whole(path: Path) -> FeatureHeader:
     """Read a feature file to its last byte.
 
     Raises:
-        DamagedFileError: Not whole, not finite, or another slide's.
+        DamagedFileError: Not whole, not finite, another slide's, or its choice of tiles contradicts itself.
         OSError: It cannot be read.
     """
     if not path.is_file():  # opening a pipe would never end
@@ -134,6 +135,9 @@ def read_whole(path: Path) -> FeatureHeader:
         rows = file.features_of(space)
         if rows.size and not np.isfinite(rows).all():
             raise DamagedFileError(f"{path.name}: holds values that are not finite in the space {space}")
+    defect = None if file.chosen is None else find_defect(file.chosen, file.shape[0])
+    if defect is not None:
+        raise DamagedFileError(f"{path.name}: {defect}")
     return file.header
 
 

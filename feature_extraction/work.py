@@ -19,6 +19,7 @@ from feature_extraction.header import FeatureHeader
 from feature_extraction.journal import Journal
 from feature_extraction.mpp import MppRule
 from feature_extraction.plan import SlidePlan
+from feature_extraction.reading import ReadingRule
 from feature_extraction.segment import facts_in
 from feature_extraction.status import Outcome
 from feature_extraction.store import SCHEMA_VERSION, FeatureRows, write_features
@@ -36,6 +37,7 @@ class Extraction:
         spaces: Which embeddings to keep; the first is the primary one.
         precision: Arithmetic of the encoder.
         tolerate_bad_tiles: Share of a slide's tiles that may be unreadable; they are left out and listed.
+        reading: How tiles are chosen among those with tissue, None to read them all.
     """
 
     tiling: Tiling
@@ -44,6 +46,7 @@ class Extraction:
     spaces: tuple[Space, ...]
     precision: str = "float32"
     tolerate_bad_tiles: float = 0.0
+    reading: ReadingRule | None = None
 
     def fingerprint(self, spec: EncoderSpec, encoder_fingerprint: str) -> str:
         """Hex SHA-256 of this configuration with these weights; its first 8 digits name the folder.
@@ -54,6 +57,8 @@ class Extraction:
         content = json.loads(json.dumps(asdict(self)))
         del content["mpp"], content["tolerate_bad_tiles"]
         content["tissue"] = self.tissue.described()
+        if self.reading is None:
+            del content["reading"]  # as before there was a choice: the folders of complete extractions keep their names
         transform = spec.transform()
         return address({"schema": SCHEMA_VERSION, "encoder": encoder_fingerprint, "transform": transform, **content})
 
@@ -111,6 +116,7 @@ class SlideWork:
                 "mpp": [plan.info.mpp.x, plan.info.mpp.y],
                 "tissue": dict(plan.tissue),
                 "tiles": len(plan.coords_lv0),
+                **({} if plan.chosen is None else {"reading": plan.chosen.described}),
             }
         )
         if plan.qc_jpeg:
@@ -217,6 +223,7 @@ class SlideWork:
             coords_lv0=self.plan.coords_lv0[is_good],
             tissue_fraction=self.plan.tissue_fraction[is_good],
             failed_coords_lv0=self.plan.coords_lv0[~is_good],
+            chosen=None if self.plan.chosen is None else self.plan.chosen.where(is_good),
         )
         write_features(self.path, self._header(), rows)
         self._journal.remove()
@@ -281,6 +288,7 @@ class SlideWork:
             reader=self.plan.decoder,
             created_with=f"promptmil {importlib.metadata.version('promptmil')}",
             slide_sha256=self.plan.slide_sha256,
+            reading="" if self.plan.chosen is None else self.plan.chosen.described,
         )
 
     def _disk_error(self, said: str) -> SlideError:

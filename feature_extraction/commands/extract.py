@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from feature_extraction.commands import settings
 from feature_extraction.commands.extract_report import error_line, report, summarise
 from feature_extraction.commands.extract_tables import write_outcomes
 from feature_extraction.commands.licence import say_licences
+from feature_extraction.commands.passes import Pass, bank_to_read_by, passes_of
 from feature_extraction.commands.side_by_side import run_side_by_side
 from feature_extraction.commands.stop import StopOnSignal
 from feature_extraction.counters import Counters, Eta, progress_line
@@ -38,44 +40,63 @@ def run(config: DictConfig) -> int:
     devices = settings.local_devices(config)
     if len(devices) > 1:
         return run_side_by_side(config, devices)
-    started = time.monotonic()
     console = Console(stderr=True)
-    out, device = Path(config.out), settings.device(devices[0])
-    table, redaction = slides_of(config, out)
+    device = settings.device(devices[0])
+    slides = slides_of(config, Path(config.out))
     sources = settings.encoder_sources(config)
     say_licences((source.spec for source in sources), console)
-    groups = lanes_of(config, sources, device, len(table.records))
-    n_asked = sum(len(lanes) for lanes in groups.values()) * (len(table.records) + len(table.failures))
-    counters, eta = Counters(n_readers=settings.n_threads(config.threads)), Eta(len(table.records) * len(groups))
-    outcomes: list[Outcome] = []
+    bank = bank_to_read_by(config, sources)
+    passes = passes_of(config, lanes_of(config, sources, device, len(slides[0].records)), bank)
+    code = 0
     with StopOnSignal() as stop:  # to the last table: a signal must not fall on whoever writes them
-        with ExitStack() as stack, progress_bar(console) as progress:
-            task = progress.add_task("slides", total=n_asked, speed="")
-            stager = stack.enter_context(_stager(config, stop)) if config.stage.dir is not None else None
+        for one in passes:
+            code = max(code, _run_pass(config, one, slides, devices[0], stop, console))
+            if code == STOPPED:
+                break
+    return code
 
-            def on_outcome(outcome: Outcome) -> None:
-                outcomes.append(outcome)
-                progress.advance(task)
-                if outcome.status == "failed":
-                    progress.console.print(error_line(outcome), markup=False, soft_wrap=True)
 
-            def on_batch() -> None:
-                record = counters.as_record()
-                progress.update(task, speed=progress_line(record, devices[0], eta.remaining(int(record["n_tiles"]))))
+def _run_pass(
+    config: DictConfig,
+    one: Pass,
+    slides: tuple[SlideTable, Callable[[str, str], str]],
+    device: str,
+    stop: StopOnSignal,
+    console: Console,
+) -> int:
+    """Do what is missing of one pass, write its tables and say how it went; returns its exit code."""
+    started = time.monotonic()
+    table, redaction = slides
+    n_asked = len(one.folders) * (len(table.records) + len(table.failures))
+    counters, eta = Counters(n_readers=settings.n_threads(config.threads)), Eta(len(table.records) * len(one.groups))
+    outcomes: list[Outcome] = []
+    with ExitStack() as stack, progress_bar(console) as progress:
+        task = progress.add_task("slides", total=n_asked, speed="")
+        stager = stack.enter_context(_stager(config, stop)) if config.stage.dir is not None else None
 
-            listener = Listener(
-                on_outcome=on_outcome, on_batch=on_batch, should_stop=lambda: stop.is_asked, redact=redaction
-            )
-            for lanes in groups.values():
-                if stop.is_asked:
-                    break
-                rules = settings.plan_rules(config, lanes[0].extraction)
-                usage = settings.throughput(config, device, lanes)
-                Extractor(lanes, rules, usage, listener=listener, counters=counters, eta=eta, stager=stager).run(table)
-        folders = [lane.folder for lanes in groups.values() for lane in lanes]
-        write_outcomes(out, folders, outcomes)
-        summary = summarise(outcomes, [folder.name for folder in folders], time.monotonic() - started, n_asked)
-        report(console, out, summary | {"counters": counters.as_record()}, folders, devices[0])
+        def on_outcome(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            progress.advance(task)
+            if outcome.status == "failed":
+                progress.console.print(error_line(outcome), markup=False, soft_wrap=True)
+
+        def on_batch() -> None:
+            record = counters.as_record()
+            progress.update(task, speed=progress_line(record, device, eta.remaining(int(record["n_tiles"]))))
+
+        listener = Listener(
+            on_outcome=on_outcome, on_batch=on_batch, should_stop=lambda: stop.is_asked, redact=redaction
+        )
+        for lanes in one.groups.values():
+            if stop.is_asked:
+                break
+            rules = replace(settings.plan_rules(config, lanes[0].extraction), coarse=one.coarse)
+            usage = settings.throughput(config, settings.device(device), lanes)
+            usage = replace(usage, waits_for_others=usage.waits_for_others or one.must_wait)
+            Extractor(lanes, rules, usage, listener=listener, counters=counters, eta=eta, stager=stager).run(table)
+    write_outcomes(one.out, one.folders, outcomes)
+    summary = summarise(outcomes, [folder.name for folder in one.folders], time.monotonic() - started, n_asked)
+    report(console, one.out, summary | {"counters": counters.as_record()}, one.folders, device)
     if stop.is_asked and (summary["stopped"] or summary["not_started"]):
         return STOPPED
     return PARTLY_FAILED if summary["failed"] else 0

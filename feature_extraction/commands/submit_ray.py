@@ -108,6 +108,8 @@ def _job(
         )
     if not isinstance(config.device, str):
         raise InputError(f"device={config.device}: with cluster=ray each encoder actor has one device; use device=auto")
+    if config.reading.method != "all":
+        raise InputError("reading: cluster=ray reads all tissue; for a budget use cluster=slurm or one machine")
     sources = tuple(settings.encoder_sources(config))
     for source in sources:
         extraction = settings.extraction(config, source.spec)
