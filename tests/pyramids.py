@@ -42,3 +42,26 @@ def write_slide(
             level = pixels[::factor, ::factor] if factor > 1 else pixels
             tiff.write(level, description=description if factor == 1 else None, metadata=None, **options)
     return path
+
+
+SCN = (
+    '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="u">'
+    '<collection name="c" uuid="u" sizeX="{0}" sizeY="{1}"><image name="i" uuid="u">'
+    '<creationDate>2020-01-01T00:00:00</creationDate><device model="Leica SCN400;" version="1"/>'
+    '<pixels sizeX="{2}" sizeY="{3}"><dimension sizeX="{2}" sizeY="{3}" r="0" ifd="0"/></pixels>'
+    '<view sizeX="{4}" sizeY="{5}" offsetX="{6}" offsetY="{7}" spacingZ="0"/><scanSettings><objectiveSettings>'
+    "<objective>20</objective></objectiveSettings><illuminationSettings><numericalAperture>0.4</numericalAperture>"
+    "<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image></collection>"
+    "</scn>"
+)
+
+
+def write_scanned_area(path: Path, pixels: np.ndarray, *, corner: tuple[int, int], size: tuple[int, int]) -> Path:
+    """Write a Leica-like slide of ``size`` (width, height) at .5 µm; only ``pixels``, from ``corner``, were scanned."""
+    height, width = pixels.shape[:2]
+    nm = [500 * pixel for pixel in (*size, width, height, *corner)]
+    description = SCN.format(*nm[:2], width, height, *nm[2:]).encode()
+    options = {"tile": (256, 256), "photometric": "rgb", "compression": "deflate", "metadata": None}
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        tiff.write(pixels, description=description, resolution=(2e4, 2e4), resolutionunit="CENTIMETER", **options)
+    return path

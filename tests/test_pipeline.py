@@ -222,7 +222,7 @@ def check_geojson(maps: Path, slide_id: str) -> None:
         assert all(isinstance(value, float) for value in properties["measurements"].values())
     first = shapely.from_geojson(json.dumps(tiles["features"][0]["geometry"])).bounds
     assert first[:2] == (table["x_lv0"][0], table["y_lv0"][0])
-    regions = json.loads((maps / f"{slide_id}.regions.geojson").read_text())
+    regions = json.loads(gzip.decompress((maps / f"{slide_id}.regions.geojson.gz").read_bytes()))
     assert {feature["properties"]["objectType"] for feature in regions["features"]} == {"annotation"}
 
 

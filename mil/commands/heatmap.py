@@ -1,4 +1,4 @@
-"""`promptmil heatmap`: run + features (+ slides) -> tile tables with their figures, PNG, GeoJSON for QuPath."""
+"""`promptmil heatmap`: run + features (+ slides) -> tile tables with their figures, PNG, and exports of the maps."""
 
 import functools
 import json
@@ -16,13 +16,15 @@ from rich.progress import track
 
 from feature_extraction.commands.licence import check_licence
 from feature_extraction.errors import DamagedFileError, InputError, SlideError
-from feature_extraction.files import publish_json
+from feature_extraction.files import publish_json, publish_text
 from feature_extraction.pseudonyms import redact
 from feature_extraction.slides import read_slide_table
 from mil.commands import settings
 from mil.commands.side_by_side import START_METHOD, begin_process
 from mil.feature_folder import FeatureFolder
 from mil.heatmap.explain import LoadedRun, load_runs, open_features, require_one_method, runs_by_slide
+from mil.heatmap.exports.chosen import known_exports
+from mil.heatmap.exports.qupath import IMPORTER, importer
 from mil.heatmap.slide_map import MapRequest, SlideSource, map_slide
 
 PARTLY_FAILED = 3
@@ -66,6 +68,7 @@ def run(config: DictConfig) -> int:
         truth=settings.optional_path(config.truth),
         region_share=config.region_share,
         is_measured=bool(config.faithfulness),
+        exports=known_exports(config.exports),
     )
     jobs = [
         _Job(
@@ -86,6 +89,8 @@ def run(config: DictConfig) -> int:
     failures = [one.failure for one in found if one.failure]
     summary = _summary(done, failures, has_truth=config.truth is not None)
     publish_json(request.out / "summary.json", summary)
+    if "geojson" in request.exports:
+        publish_text(request.out / IMPORTER, importer())
     console.print(f"{len(done)} maps -> {request.out}", soft_wrap=True, markup=False)
     for name, title in (("tile_auc", "tile AUC against the truth"), ("faithfulness", "mean faithfulness")):
         if name in summary:

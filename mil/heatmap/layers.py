@@ -1,24 +1,16 @@
-"""A map as tables: one row a tile and class, for analysis; tiles and regions as GeoJSON, for QuPath."""
+"""A map as a table: one row a tile and class, for analysis."""
 
-import gzip
 import io
 import json
-import uuid
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import shapely
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 
-from feature_extraction.files import address
 from mil.heatmap.contributions import Explanation
-
-SUPPORT, AGAINST = (230, 97, 1), (94, 60, 153)
-"""Colours for and against a class: orange and purple, told apart with any colour vision."""
-
 
 METADATA_KEY = b"promptmil"
 
@@ -96,61 +88,6 @@ def parquet_bytes(table: pd.DataFrame, about: Mapping[str, object] | None = None
     return stream.getvalue()
 
 
-def tiles_geojson(explanation: Explanation, classes: Sequence[str]) -> bytes:
-    """Every tile as a QuPath tile object with its numbers, gzipped GeoJSON in level-0 pixels."""
-    bag = explanation.bag
-    layer = explanation.map_layer()
-    features: list[dict[str, object]] = []
-    for row, (x, y) in enumerate(bag.coords_lv0.tolist()):
-        best = int(layer[row].argmax())
-        measurements = {
-            f"{layer_name} {name}": round(float(values[row, column]), 6)
-            for layer_name, values in (
-                ("contribution", explanation.contribution),
-                ("evidence", explanation.evidence),
-                ("attention", explanation.attention),
-            )
-            for column, name in enumerate(classes)
-        }
-        box = shapely.box(x, y, x + bag.size_lv0[0], y + bag.size_lv0[1])
-        features.append(_feature(box, "tile", classes[best], f"{bag.slide_id} {x} {y}", measurements))
-    # A fixed time in the header: the same map is the same file.
-    return gzip.compress(json.dumps({"type": "FeatureCollection", "features": features}).encode(), mtime=0)
-
-
-def regions_geojson(explanation: Explanation, class_index: int, class_name: str, share: float) -> bytes:
-    """The strongest support for one class as merged annotations, GeoJSON in level-0 pixels."""
-    chosen = strongest(explanation.map_layer()[:, class_index], share)
-    bag = explanation.bag
-    x, y = bag.coords_lv0[chosen].T if chosen.any() else np.empty((2, 0))
-    # Tiles start at rounded pixels: a pixel of overlap on each side closes the seams.
-    boxes = shapely.box(x - 1, y - 1, x + bag.size_lv0[0] + 1, y + bag.size_lv0[1] + 1)
-    merged = shapely.union_all(boxes)
-    polygons = [] if merged.is_empty else list(getattr(merged, "geoms", [merged]))
-    values = explanation.map_layer()[:, class_index]
-    features: list[dict[str, object]] = []
-    for polygon in polygons:
-        inside = shapely.contains_xy(
-            polygon, bag.coords_lv0[:, 0] + bag.size_lv0[0] / 2, bag.coords_lv0[:, 1] + bag.size_lv0[1] / 2
-        )
-        measurements = {
-            "tiles": float(inside.sum()),
-            f"mean support {class_name}": round(float(values[inside].mean()), 6),
-        }
-        features.append(
-            _feature(polygon, "annotation", class_name, f"{bag.slide_id} {class_name} {polygon.wkt}", measurements)
-        )
-    return json.dumps({"type": "FeatureCollection", "features": features}).encode()
-
-
-def strongest(values: Float64[np.ndarray, " tile"], share: float) -> Bool[np.ndarray, " tile"]:
-    """True for the tiles among the given share with the largest value, if that value speaks for the class."""
-    n_chosen = max(1, round(share * len(values)))
-    chosen = np.zeros(len(values), dtype=bool)
-    chosen[np.argsort(-values, kind="stable")[:n_chosen]] = True
-    return chosen & (values > 0)
-
-
 def _leading_concept(
     explanation: Explanation, class_name: str, concepts: Sequence[Sequence[str]]
 ) -> tuple[list[str], Float64[np.ndarray, " tile"]]:
@@ -163,19 +100,3 @@ def _leading_concept(
     best = shares.argmax(axis=1)
     names = [str(concepts[column][1]) for column in members]
     return [names[index] for index in best], shares.max(axis=1)
-
-
-def _feature(
-    geometry: shapely.Geometry, kind: str, class_name: str, key: str, measurements: dict[str, float]
-) -> dict[str, object]:
-    """One QuPath object; the id is derived from its content, so that the same map gives the same file."""
-    return {
-        "type": "Feature",
-        "id": str(uuid.UUID(address({"key": key})[:32])),
-        "geometry": json.loads(shapely.to_geojson(geometry)),
-        "properties": {
-            "objectType": kind,
-            "classification": {"name": class_name, "color": list(SUPPORT)},
-            "measurements": measurements,
-        },
-    }

@@ -16,20 +16,23 @@ from feature_extraction.slide import fingerprint_file
 from mil.bag import Bag
 from mil.checkpoint import TENSORS, ModelCard
 from mil.feature_folder import FeatureFolder, load_bags
+from mil.heatmap.about import map_metadata
 from mil.heatmap.backdrop import backdrop_of
 from mil.heatmap.concept_table import add_counterfactuals, concept_table
 from mil.heatmap.contributions import Explanation, auc_against, explain, share_inside
 from mil.heatmap.explain import LoadedRun, require_stored_prediction
+from mil.heatmap.exports.chosen import export_files
+from mil.heatmap.exports.mapped import Mapped
+from mil.heatmap.exports.placement import place_of
 from mil.heatmap.faithfulness import FaithfulnessReport, Said, measure, rank_correlation, trust_line
 from mil.heatmap.kept_tiles import Reader, reader_of
-from mil.heatmap.layers import LAYER_MEANING, parquet_bytes, regions_geojson, tile_table, tiles_geojson
+from mil.heatmap.layers import parquet_bytes, tile_table
 from mil.heatmap.picture import Caption, overview_png
 from mil.heatmap.truth import covered_fraction, read_regions
 from mil.runs import DONE
 
 POSITIVE_FRACTION = 0.5
 """A tile counts as inside a true region when at least this share of it lies there."""
-USE = "research use only"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +44,14 @@ class MapRequest:
         truth: Folder of ``<slide_id>.geojson`` with the true regions, None without.
         region_share: Share of the tiles with the strongest support: a region, and the evidence of the figures.
         is_measured: Whether faithfulness and stability are measured.
+        exports: Names of the exports beside table and picture.
     """
 
     out: Path
     truth: Path | None
     region_share: float
     is_measured: bool
+    exports: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,19 +122,25 @@ def map_slide(source: SlideSource, request: MapRequest) -> dict[str, object]:
     files: dict[str, str] = {}
     for scale, explanation in enumerate(explanations):
         reader = reader_of(run.aggregator, bag, scale)
-        about, content = _of_scale(source, request, explanation, reader, line)
+        about, content = _of_scale(source, request, explanation, reader, line, scale)
         if scale == 0:
             line |= about
         for suffix, data in content.items():
             name = f"{slide_id}{'.coarse' if scale else ''}{suffix}"
             publish(request.out / name, data)
             files[name] = sha256_of_file(request.out / name)
+    _remove_others(record, files)
     publish_json(record, {"address": wanted, "files": files, "line": line})
     return line
 
 
 def _of_scale(
-    source: SlideSource, request: MapRequest, explanation: Explanation, reader: Reader, line: Mapping[str, object]
+    source: SlideSource,
+    request: MapRequest,
+    explanation: Explanation,
+    reader: Reader,
+    line: Mapping[str, object],
+    scale: int,
 ) -> tuple[dict[str, object], dict[str, bytes]]:
     """What is new for the summary's line, and the files of one magnification."""
     run, card = source.run, source.run.card
@@ -151,11 +162,22 @@ def _of_scale(
     )
     backdrop = backdrop_of(source.slide_id, source.path, source.features[0].open(source.slide_id).header)
     table = tile_table(explanation, card.classes, card.concepts, occlusion)
+    metadata = map_metadata(run, explanation, reader, {**line, **about})
+    mapped = Mapped(
+        explanation=explanation,
+        classes=card.classes,
+        shown=shown,
+        place=place_of(source.features[scale].open(source.slide_id).header),
+        region_share=request.region_share,
+        backdrop=backdrop,
+        path=source.path,
+        concepts=concepts,
+        about=metadata,
+    )
     content = {
-        ".tiles.parquet": parquet_bytes(table, _metadata(source, explanation, reader, {**line, **about})),
-        ".tiles.geojson.gz": tiles_geojson(explanation, card.classes),
-        ".regions.geojson": regions_geojson(explanation, shown, card.classes[shown], request.region_share),
+        ".tiles.parquet": parquet_bytes(table, metadata),
         ".png": overview_png(explanation, shown, backdrop, caption),
+        **export_files(request.exports, mapped),
     }
     if len(concepts):
         content[".concepts.csv"] = concepts.to_csv(index=False, float_format="%.6g").encode()
@@ -206,36 +228,6 @@ def _title(predicted: str, label: str) -> str:
     return f"{predicted}, label {label}" if label else predicted
 
 
-def _metadata(
-    source: SlideSource, explanation: Explanation, reader: Reader, line: Mapping[str, object]
-) -> dict[str, object]:
-    """What the table says of itself."""
-    run, card = source.run, source.run.card
-    return {
-        **line,
-        "use": USE,
-        "model": {
-            "aggregator": card.aggregator.get("name"),
-            "init": card.init,
-            "sha256": sha256_of_file(run.folder / TENSORS),
-        },
-        "task": card.task.get("_target_"),
-        "classes": card.classes,
-        "background": card.background,
-        "bias": dict(zip(card.classes, explanation.bias.tolist(), strict=True)),
-        "at_the_other_magnification": dict(zip(card.classes, explanation.elsewhere.tolist(), strict=True)),
-        "layers": LAYER_MEANING,
-        "dropping": reader.how,
-        "encoder": card.encoder,
-        "encoder_fingerprint": card.encoder_fingerprint,
-        "space": card.space,
-        "tile_mpp": card.tile_mpp,
-        "licence": card.licence,
-        "licence_ancestry": card.licence_ancestry,
-        "versions": {name: importlib.metadata.version(name) for name in ("promptmil", "torch", "numpy")},
-    }
-
-
 def _stability(source: SlideSource, seen: Bag, explanation: Explanation, shown: int) -> dict[str, object]:
     """How alike the ranks of the tiles are in the maps of the other runs."""
     maps = [explanation.map_layer()[:, shown]]
@@ -278,9 +270,19 @@ def _address(source: SlideSource, request: MapRequest) -> str:
             "truth": None if truth is None or not truth.is_file() else sha256_of_file(truth),
             "region_share": request.region_share,
             "is_measured": request.is_measured,
+            "exports": list(request.exports),
             "version": importlib.metadata.version("promptmil"),
         }
     )
+
+
+def _remove_others(record: Path, files: Mapping[str, str]) -> None:
+    """Remove files of the map that was here before, which nobody must take for parts of this one."""
+    if is_valid(record, read_json):
+        before = read_json(record).get("files")
+        for name in before if isinstance(before, dict) else ():
+            if name not in files and Path(name).name == name:
+                (record.parent.parent / name).unlink(missing_ok=True)
 
 
 def _check_map(record: Path, wanted: str) -> None:

@@ -29,8 +29,6 @@ def mean_of_covering(
 ) -> Float64[np.ndarray, "row column"]:
     """For each pixel the mean of the tiles that cover its centre, nan where none does.
 
-    Four numbers are written for each tile and summed along both axes, so that the time does not depend on its size.
-
     Args:
         coords_lv0: Top-left corner of each tile.
         size_lv0: Width and height of a tile.
@@ -39,8 +37,33 @@ def mean_of_covering(
         shape: Rows and columns of the picture.
     """
     x, y, width, height = bounds_lv0
-    left, right = _span(coords_lv0[:, 0] - x, size_lv0[0], width / shape[1], shape[1])
-    top, bottom = _span(coords_lv0[:, 1] - y, size_lv0[1], height / shape[0], shape[0])
+    pixel = (width / shape[1], height / shape[0])
+    return mean_on_pixels(coords_lv0, size_lv0, values, origin_lv0=(x, y), pixel_lv0=pixel, shape=shape)
+
+
+def mean_on_pixels(
+    coords_lv0: Int64[np.ndarray, "tile 2"],
+    size_lv0: tuple[float, float],
+    values: Float64[np.ndarray, " tile"],
+    *,
+    origin_lv0: tuple[int, int],
+    pixel_lv0: tuple[float, float],
+    shape: tuple[int, int],
+) -> Float64[np.ndarray, "row column"]:
+    """`mean_of_covering` for pixels of a given size.
+
+    Four numbers are written for each tile and summed along both axes, so that the time does not depend on its size.
+
+    Args:
+        coords_lv0: Top-left corner of each tile.
+        size_lv0: Width and height of a tile.
+        values: One a tile.
+        origin_lv0: Top-left corner of the picture.
+        pixel_lv0: Width and height of a pixel, in level-0 pixels.
+        shape: Rows and columns of the picture.
+    """
+    left, right = _span(coords_lv0[:, 0] - origin_lv0[0], size_lv0[0], pixel_lv0[0], shape[1])
+    top, bottom = _span(coords_lv0[:, 1] - origin_lv0[1], size_lv0[1], pixel_lv0[1], shape[0])
     count = _summed(left, right, top, bottom, np.ones(len(values)), shape).round()
     total = _summed(left, right, top, bottom, values, shape)
     return np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
