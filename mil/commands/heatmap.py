@@ -24,8 +24,11 @@ from mil.commands.side_by_side import START_METHOD, begin_process
 from mil.feature_folder import FeatureFolder
 from mil.heatmap.explain import LoadedRun, load_runs, open_features, require_one_method, runs_by_slide
 from mil.heatmap.slide_map import MapRequest, SlideSource, map_slide
+from mil.viewer.export import SlideExport, export_slide, write_index
 
 PARTLY_FAILED = 3
+VIEWER = "viewer"
+"""Its folder, in that of the maps."""
 SLIDES_A_PROCESS = 16
 """Fewer are not worth the start of a process."""
 FIGURES = ("aopc", "gain", "sufficiency", "necessity", "smallest_k")
@@ -42,6 +45,7 @@ class _Job:
     runs_path: Path | None
     features: tuple[Path, ...]
     request: MapRequest
+    viewer_tiles: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,7 @@ def run(config: DictConfig) -> int:
             runs_path=runs_path,
             features=feature_paths,
             request=request,
+            viewer_tiles=_viewer_tiles(config),
         )
         for slide_id, loaded in chosen.items()
     ]
@@ -86,6 +91,9 @@ def run(config: DictConfig) -> int:
     failures = [one.failure for one in found if one.failure]
     summary = _summary(done, failures, has_truth=config.truth is not None)
     publish_json(request.out / "summary.json", summary)
+    if config.viewer:
+        write_index(request.out, request.out / VIEWER, [str(line["slide_id"]) for line in done])
+        console.print(f"viewer: open {request.out / VIEWER / 'index.html'}", soft_wrap=True, markup=False)
     console.print(f"{len(done)} maps -> {request.out}", soft_wrap=True, markup=False)
     for name, title in (("tile_auc", "tile AUC against the truth"), ("faithfulness", "mean faithfulness")):
         if name in summary:
@@ -123,7 +131,12 @@ def _map_one(job: _Job) -> _Done:
     others = [one for one in runs if one is not own]
     source = SlideSource(slide_id=job.slide_id, run=own, others=others, features=features, path=job.path)
     try:
-        return _Done(line=map_slide(source, job.request))
+        line = map_slide(source, job.request)
+        if job.viewer_tiles is not None:
+            headers = [folder.open(job.slide_id).header for folder in features]
+            export = SlideExport(slide_id=job.slide_id, headers=headers, path=job.path)
+            export_slide(export, job.request.out, job.request.out / VIEWER, job.viewer_tiles)
+        return _Done(line=line)
     except (DamagedFileError, SlideError) as error:
         return _Done(failure=_without_names(str(error), job.slide_id, job.path))
     except OSError as error:
@@ -147,6 +160,14 @@ def _n_processes(asked: object, n_slides: int) -> int:
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise InputError(f"parallel={asked}: expected auto or a whole number of at least 1")
     return min(asked, n_slides)
+
+
+def _viewer_tiles(config: DictConfig) -> int | None:
+    """Of a slide's picture in the viewer, None without a viewer."""
+    n_tiles = config.viewer_tiles
+    if isinstance(n_tiles, bool) or not isinstance(n_tiles, int) or n_tiles < 1:
+        raise InputError(f"viewer_tiles={n_tiles}: expected a whole number of at least 1")
+    return n_tiles if config.viewer else None
 
 
 def _without_names(text: str, slide_id: str, path: Path | None) -> str:
