@@ -52,7 +52,7 @@ def publish_text(path: Path, text: str) -> None:
 
 def publish_json(path: Path, content: object) -> None:
     """`publish` for plain data, as readable JSON, keys in the order given; nan, which JSON lacks, becomes null."""
-    publish_text(path, json.dumps(_without_nan(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    publish_text(path, json.dumps(without_nan(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def sync_folder(folder: Path) -> None:
@@ -147,6 +147,15 @@ def address(content: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def without_nan(content: object) -> object:
+    """Plain data with None for every number that JSON cannot write."""
+    if isinstance(content, Mapping):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 @contextmanager
 def _named(path: Path) -> Generator[None, None, None]:
     """Let an error of a read, write or flush say which file it was: such calls know no name."""
@@ -155,14 +164,6 @@ def _named(path: Path) -> Generator[None, None, None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
-
-
-def _without_nan(content: object) -> object:
-    if isinstance(content, Mapping):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _umask() -> int:

@@ -33,7 +33,8 @@ COMMANDS = {
     "bundle": ("mil.commands.bundle", "runs + features -> one folder with thresholds and hashes that predict runs"),
     "predict": ("mil.commands.predict", "run or bundle + features -> predictions"),
     "summarize": ("mil.commands.summarize", "sweep -> tables with intervals, report.html"),
-    "heatmap": ("mil.commands.heatmap", "run + features -> contributions, PNG, GeoJSON for QuPath"),
+    "heatmap": ("mil.commands.heatmap", "run + features -> contributions, PNG, GeoJSON for QuPath, viewer"),
+    "view": ("mil.commands.view", "a viewer's folder, with the pixels of its slides, on 127.0.0.1"),
     "search": ("mil.commands.search", "words, or a tile, + features -> the tiles most like them, with pictures"),
 }
 ACTIONS = {  # a second word, and the configuration it is composed from

@@ -26,6 +26,8 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path: Path):
     assert all(
         top.startswith("promptmil-") for top in tops - {"mil", "feature_extraction"}
     )  # nothing else at top level
+    vendored = {f"mil/viewer/vendor/openseadragon.{rest}" for rest in ("min.js", "LICENSE.txt")}
+    assert vendored | {"mil/viewer/page/slide.html", "mil/viewer/page/slide.js"} < set(names)
     assert not any("tests" in name or ".work" in name for name in names)
     code = "import sys; from mil.cli import main; sys.exit(main(sys.argv[1:]))"
     (tmp_path / "elsewhere").mkdir()

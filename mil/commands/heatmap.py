@@ -26,8 +26,11 @@ from mil.heatmap.explain import LoadedRun, load_runs, open_features, require_one
 from mil.heatmap.exports.chosen import known_exports
 from mil.heatmap.exports.qupath import IMPORTER, importer
 from mil.heatmap.slide_map import MapRequest, SlideSource, map_slide
+from mil.viewer.export import SlideExport, export_slide, write_index
 
 PARTLY_FAILED = 3
+VIEWER = "viewer"
+"""Its folder, in that of the maps."""
 SLIDES_A_PROCESS = 16
 """Fewer are not worth the start of a process."""
 FIGURES = ("aopc", "gain", "sufficiency", "necessity", "smallest_k")
@@ -44,6 +47,7 @@ class _Job:
     runs_path: Path | None
     features: tuple[Path, ...]
     request: MapRequest
+    viewer_tiles: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +83,7 @@ def run(config: DictConfig) -> int:
             runs_path=runs_path,
             features=feature_paths,
             request=request,
+            viewer_tiles=_viewer_tiles(config),
         )
         for slide_id, loaded in chosen.items()
     ]
@@ -91,6 +96,9 @@ def run(config: DictConfig) -> int:
     publish_json(request.out / "summary.json", summary)
     if "geojson" in request.exports:
         publish_text(request.out / IMPORTER, importer())
+    if config.viewer:
+        write_index(request.out, request.out / VIEWER, [str(line["slide_id"]) for line in done])
+        console.print(f"viewer: open {request.out / VIEWER / 'index.html'}", soft_wrap=True, markup=False)
     console.print(f"{len(done)} maps -> {request.out}", soft_wrap=True, markup=False)
     for name, title in (("tile_auc", "tile AUC against the truth"), ("faithfulness", "mean faithfulness")):
         if name in summary:
@@ -128,7 +136,12 @@ def _map_one(job: _Job) -> _Done:
     others = [one for one in runs if one is not own]
     source = SlideSource(slide_id=job.slide_id, run=own, others=others, features=features, path=job.path)
     try:
-        return _Done(line=map_slide(source, job.request))
+        line = map_slide(source, job.request)
+        if job.viewer_tiles is not None:
+            headers = [folder.open(job.slide_id).header for folder in features]
+            export = SlideExport(slide_id=job.slide_id, headers=headers, path=job.path)
+            export_slide(export, job.request.out, job.request.out / VIEWER, job.viewer_tiles)
+        return _Done(line=line)
     except (DamagedFileError, SlideError) as error:
         return _Done(failure=_without_names(str(error), job.slide_id, job.path))
     except OSError as error:
@@ -152,6 +165,14 @@ def _n_processes(asked: object, n_slides: int) -> int:
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise InputError(f"parallel={asked}: expected auto or a whole number of at least 1")
     return min(asked, n_slides)
+
+
+def _viewer_tiles(config: DictConfig) -> int | None:
+    """Of a slide's picture in the viewer, None without a viewer."""
+    n_tiles = config.viewer_tiles
+    if isinstance(n_tiles, bool) or not isinstance(n_tiles, int) or n_tiles < 1:
+        raise InputError(f"viewer_tiles={n_tiles}: expected a whole number of at least 1")
+    return n_tiles if config.viewer else None
 
 
 def _without_names(text: str, slide_id: str, path: Path | None) -> str:

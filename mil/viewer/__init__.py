@@ -1,0 +1,1 @@
+"""Maps in a browser: one folder that opens without a network or a server, and a server for the pixels of big slides."""
