@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from feature_extraction.errors import DamagedFileError
 from feature_extraction.header import FeatureHeader
 from mil.heatmap.faithfulness import Faithfulness, FaithfulnessReport, Figure, trust_line
-from mil.heatmap.layers import AGAINST, METADATA_KEY, SUPPORT
-from mil.palette import COLOURS
+from mil.heatmap.layers import METADATA_KEY
+from mil.palette import AGAINST, COLOURS, SUPPORT
 from mil.viewer.layout import FORMAT
 from mil.viewer.script import as_base64
 

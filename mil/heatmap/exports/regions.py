@@ -11,9 +11,10 @@ from scipy import ndimage
 
 from mil.heatmap.contributions import Explanation
 from mil.heatmap.exports.placement import MapPixels, SlidePlace, map_pixels, map_values
+from mil.palette import AGAINST, SUPPORT
 
 Side = Literal["for", "against"]
-COLOURS: dict[Side, tuple[int, int, int]] = {"for": (230, 97, 1), "against": (94, 60, 153)}
+COLOURS: dict[Side, tuple[int, int, int]] = {"for": SUPPORT, "against": AGAINST}
 """Orange and purple, told apart with any colour vision."""
 
 
