@@ -330,15 +330,18 @@ def many_permutations(runs: Path, split: Path, n: int = 500) -> None:
     if rows is None:
         raise SystemExit(f"{runs}: no test slide")
     values: list[float] = []
+    n_held = 0
     for seed in range(1, n + 1):
         drawn = {row.slide_id: row.label for row in permuted_labels(read_split(split), seed=seed).rows}
         labels = np.array([rows.classes.index(drawn[slide_id]) for slide_id in rows.slide_ids])
-        values.append(_metrics(by_patient(replace(rows, labels=labels)))["macro_auc"])
+        found = bootstrap_interval(replace(rows, labels=labels), level="patient", resamples=1000)["macro_auc"]
+        values.append(found.value)
+        n_held += found.low <= 0.5 <= found.high
     spread = np.std(values, ddof=1)
     print(
         f"{n} permutations of zero-shot: mean {np.mean(values):.4f} (standard error {spread / np.sqrt(n):.4f}), of one"
     )
-    print(f"permutation {spread:.3f}, of the mean of 20 {spread / np.sqrt(20):.3f}")
+    print(f"permutation {spread:.3f}, of the mean of 20 {spread / np.sqrt(20):.3f}; {n_held} intervals hold .5")
 
 
 def _promptmil(*words: str) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.metrics import accuracy_score, log_loss
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_text
 from mil.report.accounts import PLACES, UNUSABLE, account_table, accounts_of, unused_csv, unused_table
+from mil.report.canvas import TITLE_LETTERS, title_lines
 from mil.report.comparisons import drawings
 from mil.report.latex import as_latex
 from mil.report.methods import group_methods
@@ -177,3 +179,12 @@ def test_a_latex_table_says_what_the_table_says_and_escapes_it() -> None:
     assert r"a\&b & n $\downarrow$ \\" in text
     assert r"x\_1 & 0.5 (0.1 to 0.9) \\" in text
     assert text.count("\\begin{") == text.count("\\end{") == 2
+    assert r"\caption{Is it? Yes.}" in as_latex([replace(table, title="Is it?", note="Yes.")])
+
+
+def test_a_long_name_stands_in_lines_above_its_panel_and_loses_nothing() -> None:
+    name = "prompt · own words · split leave_one_site_out 71a06d"
+    lines = title_lines(name).split("\n")
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= TITLE_LETTERS
+    assert " ".join(lines) == name

@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ from mil.report.page import Figure
 MARKERS = "osD^vPX*"
 PANELS_A_ROW = 4
 MOST_PANELS = 12
+TITLE_LETTERS = 34
+"""That fit above a panel."""
 DPI = 200
 
 
@@ -42,10 +45,15 @@ def panels(methods: Sequence[Method], draw: Callable[[Axes, Method], None], *, t
     canvas, grid = empty_canvas(columns=columns, rows=rows, size=(2.6 * columns, 2.7 * rows))
     for axes, method in zip(grid, methods, strict=False):
         draw(axes, method)
-        axes.set_title(f"{method.name}\n{shots_text(method.shots)}", fontsize=9, color=INK)
+        axes.set_title(f"{title_lines(method.name)}\n{shots_text(method.shots)}", fontsize=9, color=INK)
     for axes in grid[len(methods) :]:
         axes.set_axis_off()
     return Figure(title=title, png=png_of(canvas), caption=caption)
+
+
+def title_lines(name: str) -> str:
+    """A method's name in lines that are no wider than a panel: a longer one would be cut, or run into the next."""
+    return "\n".join(textwrap.wrap(name, TITLE_LETTERS, break_long_words=False, break_on_hyphens=False))
 
 
 def empty_canvas(*, columns: int, rows: int, size: tuple[float, float]) -> tuple[Canvas, list[Axes]]:

@@ -31,8 +31,9 @@ def _table(table: Table) -> str:
     lines = [
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{_text(table.title)}. {_text(table.note)}}}",
+        rf"\caption{{{_text(table.title)}{'' if table.title.endswith('?') else '.'} {_text(table.note)}}}",
         rf"\label{{tab:{re.sub(r'[^a-z0-9]+', '-', table.title.lower()).strip('-')}}}",
+        r"\smallskip",  # article has no space between a caption above and what is below
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",

@@ -11,7 +11,7 @@ from mil.confounding import Confounding, confounding
 from mil.feature_folder import FeatureFolder, load_bags
 from mil.labels import ONE_CLASS
 from mil.metrics.intervals import RESAMPLES, Difference
-from mil.report.methods import SPLIT_FIELDS, Method, identity_of
+from mil.report.methods import SPLIT_FIELDS, Method, identity_of, shots_text
 from mil.report.page import Table
 from mil.report.pooled import PREDICTIONS
 from mil.report.readable import interval_text, p_text
@@ -244,7 +244,7 @@ def _gap_table(gaps: Sequence[SiteGap]) -> Table:
         rows=tuple(
             (
                 gap.mixed.name,
-                "all" if gap.mixed.shots is None else str(gap.mixed.shots),
+                shots_text(gap.mixed.shots),
                 str(gap.differences[GAPS[0]].estimate.n_patients),
                 *(cell for name in GAPS for cell in _gap_cells(gap.differences[name])),
             )
