@@ -3,8 +3,8 @@
     python -P benchmarks/search.py <folder> [--tiles 10000000] [--width 512] [--a-slide 10000]
 
 ``-P`` because this folder has files named like modules. Writes half-precision feature files once (10 million tiles of
-width 512 are 10.5 GB); no file is mapped twice. Every query is a new process, as a command is: the first holds every
-block against its checksum and notes the files, the later ones map them. Encoders and pictures are left out: they cost
+width 512 are 10.5 GB); no file is read twice. Every query is a new process, as a command is: the first holds every
+block against its checksum and notes the files, the later ones do not. Encoders and pictures are left out: they cost
 what they cost for one sentence and some tiles. Files are in the system's cache as far as memory allows.
 """
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,6 @@ from feature_extraction.errors import DamagedFileError
 
 BLOCK_BYTES = 1 << 20
 """Each checksum of a feature file covers about this many bytes of features, whole rows."""
-WINDOW_BLOCKS = 32
-"""Blocks that are mapped at once: what a reader of a file of any size holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +44,22 @@ class StoredRows:
     def blocks(self) -> Iterator[tuple[int, Shaped[np.ndarray, "_ width"]]]:
         """First row and rows of each block with a checksum of its own, in order; valid until the next one.
 
+        Read into one buffer, not mapped: the system would map page by page what is read once, which takes longer.
+
         Raises:
             DamagedFileError: The file is shorter than it was.
-            OSError: It cannot be opened.
+            OSError: It cannot be opened or read.
         """
-        window = WINDOW_BLOCKS * self.rows_a_block
-        for start in range(0, self.n_tiles, window):
-            rows = self.rows(start, min(start + window, self.n_tiles))
-            for first in range(0, len(rows), self.rows_a_block):
-                yield start + first, rows[first : first + self.rows_a_block]
+        if self.n_tiles == 0:
+            return
+        size = min(self.rows_a_block, self.n_tiles)
+        buffer = np.empty((size, self.width), self.dtype)
+        with self.path.open("rb", buffering=0) as stream:
+            stream.seek(self.offset)
+            for first in range(0, self.n_tiles, size):
+                block = buffer[: self.n_tiles - first]
+                self._fill(stream, block)
+                yield first, block
 
     def rows(self, first: int, last: int) -> Shaped[np.ndarray, "_ width"]:
         """Rows ``first`` to before ``last``, mapped; what is written to them never reaches the file.
@@ -76,11 +82,22 @@ class StoredRows:
             return np.empty((0, 2), np.int64)
         return self._mapped("int64", self.coords_offset, (self.n_tiles, 2))
 
+    def _fill(self, stream: FileIO, block: Shaped[np.ndarray, "_ width"]) -> None:
+        left = block.data.cast("B")
+        while left:
+            n_read = stream.readinto(left)
+            if not n_read:
+                raise self._shorter()
+            left = left[n_read:]
+
+    def _shorter(self) -> DamagedFileError:
+        return DamagedFileError(f"{self.path.name}: shorter than it was; extract the slide again")
+
     def _mapped(self, dtype: str, offset: int, shape: tuple[int, int]) -> Shaped[np.ndarray, "_ _"]:
         try:
             return np.memmap(self.path, dtype, mode="c", offset=offset, shape=shape)
         except ValueError as error:
-            raise DamagedFileError(f"{self.path.name}: shorter than it was; extract the slide again") from error
+            raise self._shorter() from error
 
 
 def rows_a_block(row_bytes: int) -> int:

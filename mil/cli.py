@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from feature_extraction.errors import InputError
 from mil.jobs import BAD_INPUT, ELSEWHERE, PARTLY_FAILED, STOPPED, complain, guarded, worst
+from mil.typed_words import flags_first, quoted, with_key
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -74,9 +76,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHER = "hydra/launcher="
 SHOWS = frozenset({"--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"})
 """Flags that show something instead of running; Hydra takes them one at a time, and not with -m."""
-FLAGS_WITH_VALUE = frozenset(
-    {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c"}
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,6 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(f"promptmil: unknown command {words[0]!r}; known: {', '.join((*COMMANDS, SWEEP))}")
         return BAD_INPUT
     name = words[0]
+    try:
+        words = with_key(words)
+    except InputError as error:
+        complain(f"error: {error}")
+        return BAD_INPUT
     if words[0] not in COMMANDS or (len(words) > 1 and words[1].isalpha()):
         name = " ".join(words[:2])
         if name not in ACTIONS:
@@ -254,18 +258,6 @@ def _is_launched(words: Sequence[str]) -> bool:
     return any(word.startswith(LAUNCHER) and word != f"{LAUNCHER}basic" for word in words)
 
 
-def flags_first(words: Sequence[str]) -> list[str]:
-    """Hydra's flags before the overrides, so that ``train fold=0,1 -m seed=0,1`` means what it says."""
-    flags: list[str] = []
-    overrides: list[str] = []
-    waits_for_value = False
-    for word in words:
-        is_flag = word.startswith("-")
-        (flags if is_flag or waits_for_value else overrides).append(word)
-        waits_for_value = word in FLAGS_WITH_VALUE
-    return flags + overrides
-
-
 def _as_plain_keys(word: str) -> list[str]:
     """Let ``prompts=`` take a name or a path, and ``encoder=`` a list: Hydra would read both as choices of a group.
 
@@ -275,8 +267,7 @@ def _as_plain_keys(word: str) -> list[str]:
         return [f"prompts.set={word.removeprefix(PROMPTS_KEY)}"]
     asked = re.fullmatch(r"(text|like)=([^\['\"].*)", word, flags=re.DOTALL)
     if asked and asked[2] != "null":
-        escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", asked[2]).replace("'", "\\'")
-        return [f"{asked[1]}='{escaped}'"]
+        return [f"{asked[1]}={quoted(asked[2])}"]
     several = re.fullmatch(r"encoder=\[([\w-]+)((?:,[\w-]+)+)\]", word.replace(" ", ""))
     return [f"encoder={several[1]}", f"also_encoders=[{several[2][1:]}]"] if several else [word]
 

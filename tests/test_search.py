@@ -104,7 +104,6 @@ def test_block_by_block_is_what_all_at_once_would_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_others: int, *, is_unit: bool
 ):
     monkeypatch.setattr(feature_extraction.stored_rows, "BLOCK_BYTES", 1000)  # 31 rows
-    monkeypatch.setattr(feature_extraction.stored_rows, "WINDOW_BLOCKS", 3)
     features = rows(500, seed=1, dim=DIM) * (1 if is_unit else np.linspace(0.1, 9, 500)[:, None])
     write(tmp_path, "S", features, normalized=is_unit)
     wanted = queries(2, n_others)
@@ -116,6 +115,17 @@ def test_block_by_block_is_what_all_at_once_would_be(
     logits = wanted.scale * unit @ np.concatenate([wanted.vectors, wanted.competitors]).T
     expected = logits[:, :2] - logsumexp(logits[:, 2:], axis=1, keepdims=True) if n_others else logits[:, :2] / 20
     np.testing.assert_allclose(found, expected.T, atol=2e-2 if is_unit and n_others else 2e-3)  # half a step of float16
+
+
+def test_a_file_that_ends_before_its_rows_do_is_damaged_not_read_on(tmp_path: Path):
+    write(tmp_path, "S", rows(300, seed=1, dim=DIM))
+    place = open_searched(FeatureFolder(tmp_path), "S", "joint", {}).rows
+    longer = replace(place, n_tiles=100_000)
+    for read in (lambda: list(longer.blocks()), lambda: longer.rows(0, 100_000)):
+        with pytest.raises(DamagedFileError, match=r"S\.h5: shorter than it was"):
+            read()
+    first = np.concatenate([block.copy() for _, block in place.blocks()])
+    assert np.array_equal(first, place.rows(0, 300))
 
 
 def test_a_percentile_is_the_share_of_tiles_below():

@@ -1,7 +1,7 @@
 """The feature files that a search reads, and the record of those that were read wholly before.
 
 The first search of a folder holds every block against its checksum and then notes each file's size, time of change and
-where its rows lie. A later search maps what is as it was noted, without opening HDF5 and without the checksums.
+where its rows lie. A later search reads the rows of what is as it was noted, without HDF5 and without the checksums.
 """
 
 from collections.abc import Iterable, Mapping
