@@ -30,6 +30,7 @@ from mil.heatmap.exports.top_tiles import top_tiles
 
 ODD_CLASS = "<b>a\nb/c</b> & 'd'"
 ODD_SLIDE = '=1+1 <img src=x onerror="alert(1)">'
+UNMEASURED = ("faithfulness", "stability", "prediction_set")
 FIGURE = {"value": 0.12345, "random": -0.0004, "p": 0.0123}
 
 
@@ -58,6 +59,7 @@ def about(**changes: object) -> dict[str, object]:
             "rank_correlation": 0.98765,
             "probability": {"runs": 2, "low": 0.8749, "high": 0.91251},
         },
+        "prediction_set": {"percent": 90, "classes": ["alpha", "beta"], "patients": 38},
         **changes,
     }
 
@@ -167,16 +169,16 @@ def test_every_number_of_the_page_is_in_the_json(case: str):
         odd = replace(found, bag=replace(found.bag, slide_id=ODD_SLIDE))
         mapped = mapped_of(odd, classes=[ODD_CLASS, "beta", "normal"], concepts=concepts(9, ODD_CLASS))
     if case == "nothing for it":
-        mapped = mapped_of(explanation_of(found.bag, -np.abs(found.evidence)))
+        none = about(prediction_set={"percent": 90, "classes": [], "patients": 9})
+        mapped = mapped_of(explanation_of(found.bag, -np.abs(found.evidence)), about=none)
     if case == "one tile":
         bag = replace(found.bag, coords_lv0=found.bag.coords_lv0[:1], features=found.bag.features[:1])
         mapped = mapped_of(explanation_of(bag, found.evidence[:1]), about=about(faithfulness=None))
     if case == "nothing measured":
         bare = concepts(2)[["class", "concept", "contribution", "tiles"]]
         mapped = mapped_of(concepts=bare, about=about(faithfulness=None, stability=None, label=""))
-        mapped = replace(
-            mapped, about={k: v for k, v in mapped.about.items() if k not in ("faithfulness", "stability")}
-        )
+        kept = {name: value for name, value in mapped.about.items() if name not in UNMEASURED}
+        mapped = replace(mapped, about=kept)
     if case == "sparse":
         weights = np.zeros((len(found.bag), 1))
         weights[:2] = 0.5
@@ -192,6 +194,7 @@ def test_every_number_of_the_page_is_in_the_json(case: str):
     assert "concepts.0.contribution" in keys
     assert content["map"]["layer"] == ("evidence" if case == "sparse" else "contribution")
     assert ("proves nothing" in page.words) == (case == "sparse")
+    assert ("Classes that fit the patient: none" in page.words) == (case == "nothing for it")
 
 
 def test_the_check_of_the_page_finds_a_wrong_number():
@@ -297,7 +300,12 @@ def test_the_fullest_page_prints_on_one_sheet_of_a4(tmp_path: Path):
         classes=names,
         concept_names=[("alpha", "keratinization with intercellular bridges")],
         concepts=concepts(9, "keratinization with intercellular bridges"),
-        about=about(learned_from=True, predicted=f"predicted {names[0]} (p = 0.88)", label=names[0]),
+        about=about(
+            learned_from=True,
+            predicted=f"predicted {names[0]} (p = 0.88)",
+            label=names[0],
+            prediction_set={"percent": 90, "classes": names[:3], "patients": 38},
+        ),
     )
     _, text = case_report(mapped)
     (tmp_path / "page.html").write_text(text)

@@ -29,6 +29,7 @@ from mil.heatmap.faithfulness import FaithfulnessReport, Said, measure, trust_li
 from mil.heatmap.kept_tiles import Reader, reader_of
 from mil.heatmap.layers import parquet_bytes, tile_table
 from mil.heatmap.picture import Caption, overview_png
+from mil.heatmap.prediction_set import prediction_set
 from mil.heatmap.truth import covered_fraction, read_regions
 from mil.runs import DONE
 
@@ -122,6 +123,8 @@ def map_slide(source: SlideSource, request: MapRequest) -> dict[str, object]:
     if request.is_measured:
         others = ((one, source.bag(one) if one.card.filter_nontask else bag) for one in source.others)
         line["stability"] = agreement(fine, shown, others)
+        tables = [one.predictions for one in (run, *source.others)]
+        line["prediction_set"] = prediction_set(tables, card.classes, slide_id)
     files: dict[str, str] = {}
     for scale, explanation in enumerate(explanations):
         reader = reader_of(run.aggregator, bag, scale)

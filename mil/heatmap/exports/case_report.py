@@ -81,6 +81,7 @@ def _content(mapped: Mapped, tiles: Mapping[Side, Sequence[TopTile]], limit: flo
                 mapped.classes, explanation.probabilities.tolist(), explanation.logits.tolist(), strict=True
             )
         ],
+        "prediction_set": about.get("prediction_set"),
         "shown": mapped.classes[shown],
         "map": {
             "layer": mapped.layer,

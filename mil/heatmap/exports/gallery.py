@@ -16,7 +16,9 @@ TILES = 12
 
 
 def gallery_html(mapped: Mapped) -> str | None:
-    """The page; None when the slide is not at hand. Every string is escaped, nothing is fetched, nothing runs.
+    """The page, the class of the pictures first; None when the slide is not at hand.
+
+    Every string in it is escaped, nothing in it is fetched, nothing in it runs.
 
     Args:
         mapped: The map.
@@ -30,8 +32,8 @@ def gallery_html(mapped: Mapped) -> str | None:
     layer = mapped.explanation.map_layer()
     with slide:
         shown: list[tuple[str, dict[Side, list[TopTile]]]] = [
-            (name, {side: top_tiles(mapped, column, side, TILES, slide) for side in get_args(Side)})
-            for column, name in enumerate(mapped.classes)
+            (mapped.classes[column], {side: top_tiles(mapped, column, side, TILES, slide) for side in get_args(Side)})
+            for column in sorted(range(len(mapped.classes)), key=lambda column: column != mapped.shown)
             if layer[:, column].any()
         ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
