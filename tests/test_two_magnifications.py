@@ -72,7 +72,10 @@ def test_maps_of_both_magnifications_and_the_bias_add_up_to_the_logit(study: Stu
     np.testing.assert_allclose(again.loc[stored.index, columns], stored[columns], atol=1e-6)
     slide_id = stored.index[0]
     words = [f"run={run}", study.both, f"out={tmp_path / 'maps'}", f"slide_ids=[{slide_id}]"]
-    assert main(["heatmap", *words]) == 0
+    assert main(["heatmap", *words, "exports=[geojson,ome_tiff,asap,report]"]) == 0
+    for suffix in ("tiles.geojson.gz", "regions.geojson.gz", "ome.tiff", "asap.xml", "report.json"):
+        data = [(tmp_path / "maps" / f"{slide_id}{scale}.{suffix}").read_bytes() for scale in ("", ".coarse")]
+        assert data[0] != data[1]
     (line,) = json.loads((tmp_path / "maps" / "summary.json").read_text())["slides"]
     tables = [
         pd.read_parquet(tmp_path / "maps" / f"{slide_id}{scale}.tiles.parquet").groupby("class")["contribution"].sum()

@@ -42,6 +42,11 @@ class LoadedRun:
     card: ModelCard
     predictions: pd.DataFrame
 
+    def has_learned_from(self, slide_id: str) -> bool:
+        """Whether the slide was in its training or validation part."""
+        parts = self.predictions.loc[self.predictions["slide_id"] == slide_id, "part"]
+        return bool(parts.isin(["train", "val"]).any())
+
     def nontask_bank(self) -> TextBank | None:
         """The words of the non-task things that this run leaves out, None when it keeps every tile."""
         return read_bank(self.folder / BANK) if self.card.filter_nontask else None

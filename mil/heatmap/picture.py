@@ -60,6 +60,23 @@ def overview_png(explanation: Explanation, class_index: int, backdrop: Backdrop,
     return stream.getvalue()
 
 
+def bare_png(explanation: Explanation, class_index: int, backdrop: Backdrop) -> tuple[bytes, float]:
+    """Slide and map without words, for a page that says everything in text; and the value of the strongest colour."""
+    figure = Figure(figsize=(7.6, 2.85), dpi=200, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    draw_backdrop(left, backdrop, is_grey=False)
+    draw_backdrop(right, backdrop, is_grey=True)
+    values = explanation.map_layer()[:, class_index]
+    limit = max(float(np.abs(values).max()), 1e-9)
+    _draw_map(right, explanation.bag, values / limit, backdrop)
+    draw_scale_bar(left, backdrop)
+    bar = figure.colorbar(ScalarMappable(Normalize(-limit, limit), COLOURS), ax=right, shrink=0.9)
+    bar.ax.tick_params(labelsize=NOTE_PT)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": "promptmil"})
+    return stream.getvalue(), limit
+
+
 def _draw_map(axes: Axes, bag: Bag, shares: Float64[np.ndarray, " tile"], backdrop: Backdrop) -> None:
     """The map over the slide, smooth where tiles overlap; the stronger, the less transparent."""
     x, y, width, height = backdrop.bounds_lv0

@@ -17,6 +17,7 @@ from mil.bag import Bag
 from mil.checkpoint import TENSORS, ModelCard
 from mil.feature_folder import FeatureFolder, load_bags
 from mil.heatmap.about import map_metadata
+from mil.heatmap.agreement import agreement
 from mil.heatmap.backdrop import backdrop_of
 from mil.heatmap.concept_table import add_counterfactuals, concept_table
 from mil.heatmap.contributions import Explanation, auc_against, explain, share_inside
@@ -24,10 +25,11 @@ from mil.heatmap.explain import LoadedRun, require_stored_prediction
 from mil.heatmap.exports.chosen import export_files
 from mil.heatmap.exports.mapped import Mapped
 from mil.heatmap.exports.placement import place_of
-from mil.heatmap.faithfulness import FaithfulnessReport, Said, measure, rank_correlation, trust_line
+from mil.heatmap.faithfulness import FaithfulnessReport, Said, measure, trust_line
 from mil.heatmap.kept_tiles import Reader, reader_of
 from mil.heatmap.layers import parquet_bytes, tile_table
 from mil.heatmap.picture import Caption, overview_png
+from mil.heatmap.prediction_set import prediction_set
 from mil.heatmap.truth import covered_fraction, read_regions
 from mil.runs import DONE
 
@@ -110,6 +112,7 @@ def map_slide(source: SlideSource, request: MapRequest) -> dict[str, object]:
         "slide_id": slide_id,
         "run": run.folder.name,
         "label": source.label(),
+        "learned_from": run.has_learned_from(slide_id),
         "shown": card.classes[shown],
         "layer": map_layer_name(fine),
         "predicted": prediction(run, fine),
@@ -118,7 +121,10 @@ def map_slide(source: SlideSource, request: MapRequest) -> dict[str, object]:
     }
     line |= _localisation(source, fine, request.truth)
     if request.is_measured:
-        line["stability"] = _stability(source, bag, fine, shown)
+        others = ((one, source.bag(one) if one.card.filter_nontask else bag) for one in source.others)
+        line["stability"] = agreement(fine, shown, others)
+        tables = [one.predictions for one in (run, *source.others)]
+        line["prediction_set"] = prediction_set(tables, card.classes, slide_id)
     files: dict[str, str] = {}
     for scale, explanation in enumerate(explanations):
         reader = reader_of(run.aggregator, bag, scale)
@@ -171,6 +177,7 @@ def _of_scale(
         region_share=request.region_share,
         backdrop=backdrop,
         path=source.path,
+        concept_names=card.concepts,
         concepts=concepts,
         about=metadata,
     )
@@ -226,16 +233,6 @@ def prediction(run: LoadedRun, explanation: Explanation) -> str:
 
 def _title(predicted: str, label: str) -> str:
     return f"{predicted}, label {label}" if label else predicted
-
-
-def _stability(source: SlideSource, seen: Bag, explanation: Explanation, shown: int) -> dict[str, object]:
-    """How alike the ranks of the tiles are in the maps of the other runs."""
-    maps = [explanation.map_layer()[:, shown]]
-    for other in source.others:
-        bag = source.bag(other) if other.card.filter_nontask else seen
-        if np.array_equal(bag.coords_lv0, seen.coords_lv0):  # filter_nontask may keep other tiles
-            maps.append(explain(other.aggregator, other.task, bag)[0].map_layer()[:, shown])
-    return {"runs": len(maps) - 1, "rank_correlation": _finite(rank_correlation(np.stack(maps)))}
 
 
 def _localisation(source: SlideSource, explanation: Explanation, truth: Path | None) -> dict[str, object]:

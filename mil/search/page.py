@@ -54,11 +54,14 @@ class ShownHit:
     @property
     def data_url(self) -> str:
         """The picture as a URL that holds it, empty without one."""
-        if self.pixels is None:
-            return ""
-        stream = io.BytesIO()
-        Image.fromarray(self.pixels).save(stream, format="JPEG", quality=JPEG_QUALITY)
-        return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+        return "" if self.pixels is None else jpeg_url(self.pixels)
+
+
+def jpeg_url(pixels: UInt8[np.ndarray, "row column 3"]) -> str:
+    """A picture as a URL that holds it."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="JPEG", quality=JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def tile_picture(

@@ -1,9 +1,12 @@
 """Which exports of a map are wanted, and their files."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 from feature_extraction.errors import InputError
 from mil.heatmap.exports.asap import regions_asap
+from mil.heatmap.exports.case_report import case_report
+from mil.heatmap.exports.gallery import gallery_html
 from mil.heatmap.exports.mapped import Mapped
 from mil.heatmap.exports.ome_tiff import map_ome_tiff
 from mil.heatmap.exports.qupath import regions_geojson, tiles_geojson
@@ -49,6 +52,17 @@ def _asap(mapped: Mapped) -> dict[str, bytes]:
     return {".asap.xml": regions_asap(_regions(mapped))}
 
 
+def _gallery(mapped: Mapped) -> dict[str, bytes]:
+    page = gallery_html(mapped)
+    return {} if page is None else {".gallery.html": page.encode()}
+
+
+def _report(mapped: Mapped) -> dict[str, bytes]:
+    content, page = case_report(mapped)
+    said = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    return {".report.json": f"{said}\n".encode(), ".report.html": page.encode()}
+
+
 def _regions(mapped: Mapped) -> list[Region]:
     return regions_of(mapped.explanation, mapped.classes, mapped.place, mapped.region_share)
 
@@ -57,4 +71,6 @@ _EXPORTS: Mapping[str, Callable[[Mapped], dict[str, bytes]]] = {
     "geojson": _geojson,
     "ome_tiff": _ome_tiff,
     "asap": _asap,
+    "gallery": _gallery,
+    "report": _report,
 }

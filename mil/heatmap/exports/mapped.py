@@ -23,6 +23,7 @@ class Mapped:
         region_share: Share of the map that becomes a region.
         backdrop: What lies under its pictures.
         path: Of the slide, None when it is not at hand.
+        concept_names: [class, concept] of each column of the concept shares.
         concepts: Of `mil.heatmap.concept_table`.
         about: Of `mil.heatmap.about`.
     """
@@ -34,5 +35,11 @@ class Mapped:
     region_share: float
     backdrop: Backdrop
     path: Path | None
+    concept_names: Sequence[Sequence[str]]
     concepts: pd.DataFrame
     about: Mapping[str, object]
+
+    @property
+    def layer(self) -> str:
+        """Name of the layer that is shown."""
+        return "evidence" if self.explanation.is_sparse else "contribution"
