@@ -191,6 +191,7 @@ def chromium(folder: Path) -> Generator[Browser, None, None]:
     with (folder / "output").open("wb") as stream:
         process = bounded.started(
             words,
+            env={**os.environ, "TMPDIR": str(folder)},  # nothing of it stays when it is killed
             pass_fds=(READ_FD, WRITE_FD),
             preexec_fn=_at_its_numbers(to_child, from_child),
             stdin=bounded.subprocess.DEVNULL,

@@ -195,13 +195,14 @@ def test_no_output_of_any_command_says_more_than_the_ids(
     (model,) = (path.parent for path in (out / "runs").glob("*/done.json"))
     maps = [f"run={model}", f"features={out / 'features'}", "slides=later.csv", f"out={out / 'maps'}"]
     maps += ["exports=[geojson,ome_tiff,asap,gallery,report]"]
-    shown += run(capfd, "heatmap", *maps, code=3)
+    shown += run(capfd, "heatmap", *maps, "viewer=true", code=3)
     assert json.loads((out / "maps" / "summary.json").read_text())["failures"]
     asked = ["text=keratin", f"features={out / 'features'}", "slides=later.csv", f"out={out / 'hits'}"]
     shown += run(capfd, "search", *asked, code=3)
     assert json.loads((out / "hits" / "summary.json").read_text())["no_picture"]
     assert list((out / "maps").glob("*.png"))
     assert list((out / "maps").glob("*.gallery.html"))
+    assert list((out / "maps" / "viewer").rglob("*.jpg"))
     assert list(out.rglob("*.parquet"))
     assert hits(out, [MARK]) == []
     assert MARK not in shown

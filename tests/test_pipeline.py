@@ -160,6 +160,7 @@ def test_maps_add_up_to_the_logit_and_find_the_lesion(study: Study, tmp_path: Pa
         f"truth={study.truth}",
         f"out={maps}",
         "parallel=2",
+        "viewer=true",
     ]
     assert main(["heatmap", *words]) == 0
     summary = json.loads((maps / "summary.json").read_text())
@@ -168,6 +169,7 @@ def test_maps_add_up_to_the_logit_and_find_the_lesion(study: Study, tmp_path: Pa
     assert 0 < summary["tile_auc"]["top20_similarity"] <= 1
     assert summary["faithfulness"]["evidence"]["gain"] > summary["faithfulness"]["attention"]["gain"] > 0
     check_metadata(maps, summary["slides"])
+    check_viewer(maps / "viewer", summary["slides"])
     for line in summary["slides"]:
         table = pd.read_parquet(maps / f"{line['slide_id']}.tiles.parquet")
         for name, logit in line["logits"].items():
@@ -199,6 +201,22 @@ def check_metadata(maps: Path, lines: list[dict[str, object]]) -> None:
         concepts = pd.read_csv(maps / f"{line['slide_id']}.concepts.csv")
         total = rows.loc[rows["class"] == "keratinizing", "contribution"].sum()
         assert np.isclose(concepts.loc[concepts["class"] == "keratinizing", "contribution"].sum(), total, atol=1e-3)
+
+
+def check_viewer(viewer: Path, lines: list[dict[str, object]]) -> None:
+    """A page with a picture for every slide, in the order and with the figures of the summary."""
+    from test_viewer import said
+
+    rows = said(viewer / "slides.js", "slides")
+    assert [row["slide_id"] for row in rows] == [line["slide_id"] for line in lines]
+    for row, line in zip(rows, lines, strict=True):
+        assert (row["predicted"], row["agrees"]) == (line["predicted"].split()[1], row["predicted"] == line["label"])
+        assert row["probability"] == line["probabilities"][row["predicted"]]
+        assert row["gain"] == line["faithfulness"]["layers"][line["layer"]]["gain"]["value"]
+        folder = viewer / "slides" / row["slide_id"]
+        assert (folder / "index.html").is_file()
+        picture = said(folder / "picture.js", "picture")
+        assert (folder / picture["folder"] / str(picture["first_level"]) / "0_0.jpg").is_file()
 
 
 def bias_of(run: Path, name: str) -> float:

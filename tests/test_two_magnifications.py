@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from test_viewer import said
 
 from feature_extraction.synthetic.cohort import make_cohort
 from mil.cli import main
@@ -72,7 +73,7 @@ def test_maps_of_both_magnifications_and_the_bias_add_up_to_the_logit(study: Stu
     np.testing.assert_allclose(again.loc[stored.index, columns], stored[columns], atol=1e-6)
     slide_id = stored.index[0]
     words = [f"run={run}", study.both, f"out={tmp_path / 'maps'}", f"slide_ids=[{slide_id}]"]
-    assert main(["heatmap", *words, "exports=[geojson,ome_tiff,asap,report]"]) == 0
+    assert main(["heatmap", *words, "exports=[geojson,ome_tiff,asap,report]", "viewer=true"]) == 0
     for suffix in ("tiles.geojson.gz", "regions.geojson.gz", "ome.tiff", "asap.xml", "report.json"):
         data = [(tmp_path / "maps" / f"{slide_id}{scale}.{suffix}").read_bytes() for scale in ("", ".coarse")]
         assert data[0] != data[1]
@@ -84,6 +85,9 @@ def test_maps_of_both_magnifications_and_the_bias_add_up_to_the_logit(study: Stu
     biases = np.array(list(line["logits"].values())) - sum(table[list(line["logits"])].to_numpy() for table in tables)
     assert (np.abs(biases) < 0.1).all()  # two epochs move a bias by little, a missing magnification by more
     assert all((table.abs() > 0.1).any() for table in tables)
+    scales = said(tmp_path / "maps" / "viewer" / "slides" / slide_id / "data.js", "slide")["scales"]
+    assert [len(scale["x"]) for scale in scales] == sorted((len(scale["x"]) for scale in scales), reverse=True)
+    assert scales[1]["tile_um"] > scales[0]["tile_um"]
     assert (tmp_path / "maps" / f"{slide_id}.coarse.png").stat().st_size > 10_000
 
 

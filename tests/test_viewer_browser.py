@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from chromium import Page, browser_fixture, page_fixture  # noqa: F401 - found by pytest
+from test_viewer_server import Server
 from viewer_files import (  # noqa: F401 - the fixture is found by pytest
     CLASSES,
     EVIL,
@@ -138,6 +139,8 @@ def test_another_class_and_a_margin_are_shown_with_their_own_numbers(page: Page,
     assert page.text("#legend_title") == "Attention, glandular"
     assert page.run("byId('against_part').hidden") is True
     assert float(page.text("#low")) == 0
+    attention = tables["glandular"]["attention"].sort_values(ascending=False, kind="stable")
+    assert page.run(found) == attention.index[:10].tolist()
 
 
 def colours(page: Page, tile: pd.Series) -> list[int]:
@@ -215,6 +218,8 @@ def test_the_scale_bar_is_right_at_every_zoom_and_everything_is_in_the_window(
         assert math.isclose(bar / side, um / (TILE * MPP), rel_tol=0.005)
         assert 20 < bar <= 150
         assert f"{um:g}".strip("0.")[0] in "125"
+    page.press("f")
+    page.until("state.selected >= 0")
     assert page.run(
         "document.documentElement.scrollWidth <= innerWidth && document.documentElement.scrollHeight <= innerHeight"
     )
@@ -305,6 +310,27 @@ def test_without_a_slide_the_map_is_shown_alone(page: Page, tmp_path: Path):
     assert not [url for url in page.requests() if "picture/" in url]
 
 
+def test_the_server_shows_the_slide_itself(page: Page, tmp_path: Path):
+    maps = make_maps(tmp_path, ("S1",))
+    maps.export(most_tiles=1)
+    served = Server(maps, slides={"S1": maps.slides / "0.svs"})
+    try:
+        page.open(f"http://localhost:{served.port}/")
+        page.click_on("#rows a")
+        page.until("document.getElementById('slide_id') && document.readyState === 'complete' && stage.isReady")
+        page.press("f")
+        page.settled(f"{VISIBLE}.x")
+        page.until("stage.osd.world.getItemAt(0).getFullyLoaded()")
+        asked = page.requests()
+        assert any("/live/11/" in url for url in asked)
+        assert not any("/picture/" in url for url in asked)
+        assert {url.split("/")[2] for url in asked if not url.startswith("data:")} == {f"localhost:{served.port}"}
+        assert page.complaints() == []
+        assert page.text("#picture_said") == ""
+    finally:
+        served.close()
+
+
 def test_overlapping_tiles_are_shown_as_their_mean(page: Page, maps: Maps):
     """As the picture of `promptmil heatmap` has it."""
     import numpy as np
@@ -317,8 +343,7 @@ def test_overlapping_tiles_are_shown_as_their_mean(page: Page, maps: Maps):
     expected = mean_of_covering(coords, (100.0, 100.0), values, (0, 0, 600, 500), (50, 60))
     scale = {"x": coords[:, 0].tolist(), "y": coords[:, 1].tolist(), "size_lv0": [100, 100], "count": 4}
     view = {"values": values.tolist(), "isSigned": True, "high": 1}
-    script = f"""(() => {{ const at = meanOfCovering({json.dumps(scale)}, {json.dumps(view)}, [0, 0, 600, 500], 60, 50);
-        const numbers = (n) => Array.from({{length: n}}, (_, place) => place);
-        return numbers(50).map((row) => numbers(60).map((column) => at(row, column))); }})()"""
-    found = np.array(page.run(script), dtype=float)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    script = f"""(() => {{ return [...meanOfCovering({json.dumps(scale)}, {json.dumps(view)}, [0, 0, 600, 500], 60, 50)]
+        .map((v) => Number.isNaN(v) ? null : v); }})()"""
+    found = np.array(page.run(script), dtype=float).reshape(50, 60)
+    np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -1,5 +1,6 @@
 """The viewer's folder: a page a slide, the cohort's page, and what both are made of."""
 
+import hashlib
 import importlib.metadata
 import json
 import shutil
@@ -20,7 +21,7 @@ from mil.viewer.slide_data import index_row, read_scales, slide_data, table_path
 
 ASSETS = "assets"
 """Scripts and style of all pages."""
-PAGE_FILES = ("style.css", "index.js", "layers.js", "paint.js", "stage.js", "crops.js", "slide.js")
+PAGE_FILES = ("style.css", "index.js", "layers.js", "paint.js", "stage.js", "crops.js", "about.js", "slide.js")
 VENDOR_FILES = ("openseadragon.min.js", "openseadragon.LICENSE.txt")
 PACKAGE = "mil.viewer"
 
@@ -112,6 +113,7 @@ def _address(source: SlideExport, maps: Path, most_tiles: int) -> str:
     tables = table_paths(maps, source.slide_id, len(source.headers))
     return address(
         {
+            "page": hashlib.sha256(_asset("page", "slide.html")).hexdigest(),
             "format": FORMAT,
             "tables": [sha256_of_file(path) for path in tables],
             "slide": None if source.path is None else fingerprint_file(source.path),

@@ -50,7 +50,7 @@ function makeView(scale, name, rival, layer) {
   const isShare = layer.startsWith(CONCEPT);
   const [low, high] = isSigned ? [-limit, limit] : isShare ? [0, 1] : [layer === "attention" ? 0 : least, Math.max(most, least + 1e-9)];
   const subject = rival ? `${name} against ${rival}` : name;
-  return { values, isSigned, low, high, name, rival, layer, about, title: `${about.title}, ${subject}`, unit: about.unit };
+  return { values, isSigned, isFlat: least === most, low, high, name, rival, layer, about, title: `${about.title}, ${subject}`, unit: about.unit };
 }
 
 // -1 .. 1 where signed, else 0 .. 1.
@@ -65,15 +65,16 @@ function numberText(value, isSigned) {
 }
 
 function shortText(value, isSigned, digits = 3) {
-  const text = String(Number(value.toPrecision(digits)));
+  const isTiny = value !== 0 && Math.abs(value) < 0.001;
+  const text = isTiny ? value.toExponential(1) : String(Number(value.toPrecision(digits)));
   return isSigned && value > 0 ? `+${text}` : text;
 }
 
-// The tiles with the largest (or smallest) value; of those that touch or overlap all are kept, as in the table.
+// The tiles with the largest (or smallest) value; only those that say something.
 function strongest(view, sign, count) {
-  const order = Array.from(view.values.keys()).filter((tile) => !view.isSigned || sign * view.values[tile] > 0);
-  order.sort((a, b) => sign * (view.values[b] - view.values[a]) || a - b);
-  return order.slice(0, count);
+  const order = Array.from(view.values.keys()).filter((tile) => (view.isSigned ? sign * view.values[tile] > 0 : view.values[tile] > view.low));
+  const { values } = view;
+  return order.sort((a, b) => sign * (values[b] - values[a]) || a - b).slice(0, count);
 }
 
 // Which tile lies at a place; of several the one whose centre is nearest.

@@ -4,6 +4,7 @@ const PALE = [247, 247, 247];
 const MOST_PIXELS = 4096;
 const PIXELS_A_TILE = 8;
 const MOST_EXACT = 6000; // rectangles a frame
+const COLOURS = 512; // from nothing to the strongest
 
 function hexColour(text) {
   return [1, 3, 5].map((start) => parseInt(text.slice(start, start + 2), 16));
@@ -27,47 +28,67 @@ function isHidden(value, threshold) {
   return Math.abs(value) < threshold;
 }
 
-// The mean of the tiles that cover each pixel's centre, as `mil.heatmap.tile_raster` has it.
+// For each pixel, row by row, the mean of the tiles that cover its centre, as `mil.heatmap.tile_raster` has it; else NaN.
 function meanOfCovering(scale, view, bounds, columns, rows) {
   const [x0, y0, width, height] = bounds;
   const stride = columns + 1;
   const [sum, count] = [new Float64Array(stride * (rows + 1)), new Float64Array(stride * (rows + 1))];
   const first = (start, pixel, most) => Math.min(most, Math.max(0, Math.ceil(start / pixel - 0.5)));
+  const add = (place, sign, value) => {
+    sum[place] += sign * value;
+    count[place] += sign;
+  };
   for (let tile = 0; tile < scale.count; tile += 1) {
     const [x, y, value] = [scale.x[tile] - x0, scale.y[tile] - y0, strength(view, tile)];
     const [left, right] = [first(x, width / columns, columns), first(x + scale.size_lv0[0], width / columns, columns)];
     const [top, bottom] = [first(y, height / rows, rows), first(y + scale.size_lv0[1], height / rows, rows)];
-    for (const [row, column, sign] of [[top, left, 1], [top, right, -1], [bottom, left, -1], [bottom, right, 1]]) {
-      sum[row * stride + column] += sign * value;
-      count[row * stride + column] += sign;
+    add(top * stride + left, 1, value);
+    add(top * stride + right, -1, value);
+    add(bottom * stride + left, -1, value);
+    add(bottom * stride + right, 1, value);
+  }
+  const means = new Float32Array(columns * rows);
+  for (let row = 0; row < rows; row += 1) {
+    for (let column = 0; column <= columns; column += 1) {
+      const place = row * stride + column;
+      for (const part of [sum, count]) {
+        if (row > 0) part[place] += part[place - stride];
+        if (column > 0) part[place] += part[place - 1];
+        if (row > 0 && column > 0) part[place] -= part[place - stride - 1];
+      }
+      if (column < columns) means[row * columns + column] = count[place] > 0.5 ? sum[place] / count[place] : NaN;
     }
   }
-  for (const field of [sum, count]) {
-    for (let row = 0; row <= rows; row += 1) for (let column = 1; column <= columns; column += 1) field[row * stride + column] += field[row * stride + column - 1];
-    for (let row = 1; row <= rows; row += 1) for (let column = 0; column <= columns; column += 1) field[row * stride + column] += field[(row - 1) * stride + column];
-  }
-  return (row, column) => {
-    const n = Math.round(count[row * stride + column]);
-    return n > 0 ? sum[row * stride + column] / n : NaN;
-  };
+  return means;
 }
 
-function makeRaster(scale, view, bounds, threshold, colours) {
-  const pixel = Math.max(Math.min(...scale.size_lv0) / PIXELS_A_TILE, Math.max(bounds[2], bounds[3]) / MOST_PIXELS);
+function makeField(scale, view, bounds) {
+  const pixels = hasOverlap(scale) ? PIXELS_A_TILE : PIXELS_A_TILE / 2; // what is near is drawn exactly where it can be
+  const pixel = Math.max(Math.min(...scale.size_lv0) / pixels, Math.max(bounds[2], bounds[3]) / MOST_PIXELS);
   const [columns, rows] = [Math.max(1, Math.round(bounds[2] / pixel)), Math.max(1, Math.round(bounds[3] / pixel))];
-  const meanAt = meanOfCovering(scale, view, bounds, columns, rows);
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [columns, rows];
-  const context = canvas.getContext("2d");
-  const image = context.createImageData(columns, rows);
-  for (let row = 0; row < rows; row += 1) {
-    for (let column = 0; column < columns; column += 1) {
-      const value = meanAt(row, column);
-      if (Number.isNaN(value) || isHidden(value, threshold)) continue;
-      const [red, green, blue, alpha] = colourOf(view, value, colours);
-      image.data.set([red, green, blue, Math.round(255 * alpha)], 4 * (row * columns + column));
-    }
+  return { columns, rows, means: meanOfCovering(scale, view, bounds, columns, rows) };
+}
+
+// Red, green, blue, alpha in one number for each of 2 n + 1 values from -1 to 1.
+function colourTable(view, colours, n) {
+  const bytes = new Uint8ClampedArray(4 * (2 * n + 1));
+  for (let place = 0; place <= 2 * n; place += 1) {
+    const [red, green, blue, alpha] = colourOf(view, place / n - 1, colours);
+    bytes.set([red, green, blue, Math.round(255 * alpha)], 4 * place);
   }
+  return new Uint32Array(bytes.buffer);
+}
+
+function paintField(field, view, threshold, colours) {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [field.columns, field.rows];
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(field.columns, field.rows);
+  const pixels = new Uint32Array(image.data.buffer);
+  const table = colourTable(view, colours, COLOURS);
+  field.means.forEach((value, place) => {
+    if (!Number.isNaN(value) && !isHidden(value, threshold)) pixels[place] = table[Math.round((value + 1) * COLOURS)];
+  });
   context.putImageData(image, 0, 0);
   return canvas;
 }

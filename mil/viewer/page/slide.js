@@ -9,6 +9,7 @@ const places = scales.map((scale) => new Places(scale));
 const state = { scale: 0, name: slide.shown, rival: "", layer: slide.layer, opacity: 0.65, threshold: 0, hovered: -1, selected: -1 };
 const tops = { for: [], against: [] };
 let view = null;
+let field = null; // of the map as pixels, made when it is needed
 let raster = null;
 
 function element(kind, text, name) {
@@ -27,7 +28,8 @@ function draw(context, place) {
     context.globalAlpha = state.opacity;
     const isDrawn = !hasOverlap(scale) && drawExactly(context, scale, view, place, state.threshold, slide.colours);
     if (!isDrawn) {
-      raster = raster || makeRaster(scale, view, slide.bounds_lv0, state.threshold, slide.colours);
+      field = field || makeField(scale, view, slide.bounds_lv0);
+      raster = raster || paintField(field, view, state.threshold, slide.colours);
       context.imageSmoothingEnabled = false;
       const [x, y, width, height] = slide.bounds_lv0;
       context.drawImage(raster, place.x(x), place.y(y), width * place.ratio, height * place.ratio);
@@ -52,10 +54,11 @@ const crops = picture ? new Crops(picture, slide.bounds_lv0) : null;
 function update() {
   if (!layersNow().includes(state.layer)) state.layer = layersNow().includes(slide.layer) ? slide.layer : layersNow()[0];
   view = makeView(scaleNow(), state.name, state.rival, state.layer);
-  raster = null;
+  field = raster = null;
   tops.for = strongest(view, 1, N_TOPS);
   tops.against = view.isSigned ? strongest(view, -1, N_TOPS) : [];
   showChoices();
+  showSliders();
   showLegend();
   showTops();
   showTile();
@@ -74,27 +77,33 @@ function showChoices() {
   fill(byId("layer"), layersNow(), state.layer, (layer) => describe(layer).title);
   fill(byId("magnification"), scales.map((_, place) => String(place)), String(state.scale), (place) => `${shortText(scales[place].tile_um, false, 4)} µm`);
   byId("scale_choice").hidden = scales.length < 2;
-  byId("meaning").textContent = view.rival ? `${view.about.means} Here less that of ${view.rival}.` : view.about.means;
+  const isBackground = state.name === slide.background && ["contribution", "evidence"].includes(state.layer);
+  const beside = view.rival ? ` Here less that of ${view.rival}.` : isBackground ? " The background's is 0 by definition." : "";
+  byId("meaning").textContent = view.about.means + beside;
+}
+
+function showSliders() {
   byId("opacity_said").textContent = `${Math.round(100 * state.opacity)} %`;
   const bound = view.isSigned ? state.threshold * view.high : view.low + state.threshold * (view.high - view.low);
   byId("threshold_said").textContent = state.threshold ? `${view.isSigned ? "±" : ""}${shortText(bound, false)}` : "nothing hidden";
   byId("opacity").value = Math.round(100 * state.opacity);
   byId("threshold").value = Math.round(100 * state.threshold);
-  document.body.classList.toggle("amount", !view.isSigned);
 }
 
 function showLegend() {
+  document.body.classList.toggle("amount", !view.isSigned);
   byId("legend_title").textContent = view.title;
   drawColourBar(byId("colour_bar"), view, slide.colours, state.opacity);
-  byId("low").textContent = shortText(view.low, view.isSigned);
+  const isZero = view.isSigned && view.isFlat && view.values[0] === 0;
+  byId("low").textContent = isZero ? "0" : shortText(view.low, view.isSigned);
   byId("middle").textContent = view.isSigned ? "0" : view.unit;
-  byId("high").textContent = shortText(view.high, view.isSigned);
+  byId("high").textContent = isZero ? "0" : shortText(view.high, view.isSigned);
   byId("low_word").textContent = view.isSigned ? (view.rival ? `for ${view.rival}` : "against") : "";
   byId("high_word").textContent = view.isSigned ? `for ${view.name}` : "";
 }
 
 function showTops() {
-  byId("for_title").textContent = view.isSigned ? `Strongest for ${view.name}` : `Highest ${view.about.title.toLowerCase()}`;
+  byId("for_title").textContent = view.isSigned ? `Strongest for ${view.name}` : `Highest: ${view.about.title}`;
   byId("against_title").textContent = view.rival ? `Strongest for ${view.rival}` : `Strongest against ${view.name}`;
   byId("against_part").hidden = !view.isSigned;
   for (const side of ["for", "against"]) {
@@ -199,6 +208,15 @@ function choose(changes) {
   update();
 }
 
+// Change how strong it is shown.
+function adjust(changes) {
+  if (changes.threshold !== undefined) raster = null;
+  Object.assign(state, changes);
+  showSliders();
+  drawColourBar(byId("colour_bar"), view, slide.colours, state.opacity);
+  stage.redraw();
+}
+
 function turn(values, value, step) {
   return values[(values.indexOf(value) + step + values.length) % values.length];
 }
@@ -229,10 +247,10 @@ const KEYS = {
   L: () => choose({ layer: turn(layersNow(), state.layer, -1) }),
   m: () => flip("shown"),
   b: () => flip("outlines"),
-  o: () => choose({ opacity: bounded(state.opacity - 0.1) }),
-  O: () => choose({ opacity: bounded(state.opacity + 0.1) }),
-  t: () => choose({ threshold: bounded(state.threshold - 0.05) }),
-  T: () => choose({ threshold: bounded(state.threshold + 0.05) }),
+  o: () => adjust({ opacity: bounded(state.opacity - 0.1) }),
+  O: () => adjust({ opacity: bounded(state.opacity + 0.1) }),
+  t: () => adjust({ threshold: bounded(state.threshold - 0.05) }),
+  T: () => adjust({ threshold: bounded(state.threshold + 0.05) }),
   "[": () => follow("previous"),
   "]": () => follow("next"),
   Escape: () => select(-1),
@@ -249,45 +267,12 @@ document.addEventListener("keydown", (event) => {
   else KEYS[event.key]();
 });
 
-function showAbout() {
-  document.title = `${slide.slide_id}: ${slide.decision || slide.predicted}`;
-  byId("slide_id").textContent = slide.slide_id;
-  byId("prediction").textContent = slide.predicted + (slide.label ? `, label ${slide.label}` : "");
-  byId("use").textContent = `${slide.use.charAt(0).toUpperCase()}${slide.use.slice(1)}.`;
-  byId("model").textContent = `Model ${slide.model.aggregator}, run ${slide.run}, weights ${slide.model.sha256.slice(0, 12)}; encoder ${slide.encoder}, tiles of ${scales.map((scale) => `${shortText(scale.tile_um, false, 4)} µm`).join(" and ")}.`;
-  byId("trust").textContent = scales.map((scale) => scale.trust.replaceAll("\n", "   ·   ")).filter(Boolean).join("   |   ");
-  byId("no_picture").hidden = picture !== null;
-  const isWhole = !picture || picture.factor === 1;
-  byId("picture_said").textContent = isWhole ? "" : `Picture at ${shortText(slide.slide_mpp[0] * picture.factor, false)} µm a pixel, every ${picture.factor}th of the slide's: promptmil view with slides=… shows all.`;
-  byId("classes").replaceChildren(...slide.classes.map((name) => {
-    const row = element("tr");
-    const sum = slide.logits[name] - slide.bias[name];
-    row.append(element("td", name), ...[sum, slide.bias[name], slide.logits[name]].map((value) => element("td", shortText(value, true), "number")), element("td", slide.probabilities[name].toFixed(3), "number"));
-    return row;
-  }));
-  const concepts = scales[0].concepts;
-  byId("concepts_part").hidden = concepts.length === 0;
-  byId("without").hidden = !concepts.some((concept) => typeof concept.change === "number");
-  byId("concepts").replaceChildren(...concepts.map((concept) => {
-    const row = element("tr");
-    row.append(element("td", concept.concept), element("td", concept.class), element("td", shortText(concept.contribution, true), "number"), element("td", String(concept.tiles), "number"));
-    if (!byId("without").hidden) row.append(element("td", typeof concept.change === "number" ? shortText(concept.change, true, 2) : "", "number"));
-    return row;
-  }));
-  const ids = promptmil.slides.map((one) => one.slide_id);
-  for (const [id, step] of [["previous", -1], ["next", 1]]) {
-    const other = ids[ids.indexOf(slide.slide_id) + step];
-    if (other === undefined || !ids.includes(slide.slide_id)) byId(id).setAttribute("aria-disabled", "true");
-    else byId(id).href = `../${encodeURIComponent(other)}/index.html`;
-  }
-}
-
 byId("class").addEventListener("change", (event) => choose({ name: event.target.value }));
 byId("rival").addEventListener("change", (event) => choose({ rival: event.target.value }));
 byId("layer").addEventListener("change", (event) => choose({ layer: event.target.value }));
 byId("magnification").addEventListener("change", (event) => choose({ scale: Number(event.target.value) }));
-byId("opacity").addEventListener("input", (event) => choose({ opacity: Number(event.target.value) / 100 }));
-byId("threshold").addEventListener("input", (event) => choose({ threshold: Number(event.target.value) / 100 }));
+byId("opacity").addEventListener("input", (event) => adjust({ opacity: Number(event.target.value) / 100 }));
+byId("threshold").addEventListener("input", (event) => adjust({ threshold: Number(event.target.value) / 100 }));
 for (const id of ["shown", "outlines"]) byId(id).addEventListener("change", () => stage.redraw());
 byId("zoom_in").addEventListener("click", () => stage.zoomBy(1.5));
 byId("zoom_out").addEventListener("click", () => stage.zoomBy(1 / 1.5));
