@@ -14,6 +14,7 @@ from mil.report.comparisons import Comparison, compare
 from mil.report.controls import Control, controls_of
 from mil.report.drift_figures import WordDrift, word_drifts
 from mil.report.fold_figures import over_folds
+from mil.report.map_figures import MethodMaps, map_warnings, maps_of
 from mil.report.methods import Method, group_methods, reference_of
 from mil.report.null_checks import NullCheck, null_checks, null_warnings, real_and_null
 from mil.report.repeat_intervals import interval_over_repeats
@@ -62,6 +63,7 @@ class Summary:
         trust: How far each method may be believed, in their order.
         controls: Each method that starts from its own words beside its controls.
         accounts: Where every slide went.
+        maps: What is known of the maps of each method that has some.
     """
 
     methods: tuple[Method, ...]
@@ -76,6 +78,7 @@ class Summary:
     trust: tuple[MethodTrust, ...] = ()
     controls: tuple[Control, ...] = ()
     accounts: Accounts
+    maps: tuple[MethodMaps, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -99,7 +102,14 @@ class Summary:
         return (*unfinished, *of_methods, *_gaps_of_runs(self.of_runs))
 
 
-def summarize(root: Path, *, reference: str | None = None, resamples: int = RESAMPLES, seed: int = 0) -> Summary:
+def summarize(
+    root: Path,
+    *,
+    reference: str | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    maps: Sequence[Path] = (),
+) -> Summary:
     """Read a sweep and compute what it says.
 
     Args:
@@ -107,10 +117,11 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
         reference: Aggregator or method name to compare with; None takes zero-shot when it is there.
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
+        maps: Folders that `promptmil heatmap` wrote for these runs.
 
     Raises:
-        InputError: No finished run with a labelled test slide, an unknown reference, or runs that are mixed or
-            contradict another.
+        InputError: No finished run with a labelled test slide, an unknown reference, runs that are mixed or
+            contradict another, or maps that are not of these runs.
     """
     found = find_runs(root)
     unfinished = tuple(path.relative_to(root).as_posix() for path in unfinished_runs(root, found))
@@ -128,6 +139,7 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
     pairs = [] if chosen is None else [(method, reference_of(method, methods, chosen)) for method in methods]
     comparable = [(a, b) for a, b in pairs if b is not None and _is_comparable(a, b)]
     comparisons = compare(comparable, resamples=resamples, seed=seed)
+    of_maps = maps_of(maps, runs, resamples=resamples, seed=seed) if maps else []
     unlabelled = [run.folder.relative_to(root).as_posix() for run in left_out]
     return Summary(
         methods=tuple(methods),
@@ -140,6 +152,7 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
             *_gaps_of_runs(of_runs),
             *_lost_words(drifts),
             *null_warnings(checks),
+            *map_warnings(of_maps),
         ),
         of_runs=tuple(of_runs),
         drifts=tuple(drifts),
@@ -147,6 +160,7 @@ def summarize(root: Path, *, reference: str | None = None, resamples: int = RESA
         trust=tuple(trust_of(method, resamples=resamples, seed=seed) for method in methods),
         controls=tuple(controls_of(methods, resamples=resamples, seed=seed)),
         accounts=accounts_of(root, runs),
+        maps=tuple(of_maps),
     )
 
 
