@@ -34,6 +34,17 @@ def test_a_map_in_double_precision_predicts_what_the_run_did_in_single(name: str
     assert np.abs(found - stored.numpy()).max() < PREDICTION_TOLERANCE
 
 
+@pytest.mark.parametrize(("name", "init"), STARTS)
+def test_what_is_said_of_a_tile_goes_with_it_whatever_the_order_of_the_tiles(name: str, init: str):
+    aggregator, slide = moved(name, init), scaled(n_scales(CONFIGS[name]), bag(30, 3))
+    order = np.random.default_rng(0).permutation(30)
+    shuffled = replace(slide, features=slide.features[order], coords_lv0=slide.coords_lv0[order])
+    before, after = (explain(aggregator, Classification(), one)[0] for one in (slide, shuffled))
+    for layer in ("contribution", "evidence", "attention"):
+        given, found = (getattr(one, layer)[:, :2] for one in (before, after))  # of the background all tiles are ties
+        np.testing.assert_allclose(found, given[order], atol=1e-9)
+
+
 class Study:
     """Features at two magnifications, and a run of every yaml."""
 
