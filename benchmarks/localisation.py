@@ -149,9 +149,10 @@ def slide_rows(
     column = one.card.classes.index(label)
     bag = load_bags(folders, [slide_id], space=one.card.space).bags[slide_id]
     (explanation,) = explain(one.aggregator, one.task, bag, one.words())
-    layers = relevance(explanation, column, one.card) | {"blueness": blueness}
+    reader = reader_of(one.aggregator, bag)
+    layers = relevance(explanation, column, one.card, reader.occlusion()) | {"blueness": blueness}
     is_inside = covered_fraction(read_regions(region), bag.coords_lv0, bag.size_lv0) >= 0.5
-    report = measure(Said(reader_of(one.aggregator, bag), one.task, column), layers, REGION_SHARE)
+    report = measure(Said(reader, one.task, column), layers, REGION_SHARE)
     rows: list[dict[str, object]] = []
     for name, values in layers.items():
         figures = None if report is None else report.layers[name]

@@ -178,6 +178,14 @@ def test_maps_add_up_to_the_logit_and_find_the_lesion(study: Study, tmp_path: Pa
             bias = 0.0 if name == "normal" else float(bias_of(run, name))
             assert abs(total + bias - logit) <= 1e-5 * max(1, abs(logit))
     check_geojson(maps, next(line["slide_id"] for line in summary["slides"] if line["label"] == "keratinizing"))
+    assert main(["summarize", f"runs={runs}", f"maps={maps}", f"out={tmp_path / 'summary'}", "resamples=100"]) == 0
+    said = (tmp_path / "summary" / "results.md").read_text()
+    assert "| prompt | all labels | evidence (shown) |" in said.split("## Do the maps find the true regions?")[1]
+    figures = pd.read_csv(tmp_path / "summary" / "maps.csv", index_col=["layer", "figure"])
+    assert figures.loc[("evidence", "gain_less_random"), "low"] > 0
+    assert figures.loc[("evidence", "tile_auc"), "value"] == pytest.approx(
+        summary["tile_auc"]["auc_evidence"], abs=0.05
+    )
     with Image.open(maps / f"{summary['slides'][0]['slide_id']}.png") as picture:
         assert picture.width > 800
         assert np.asarray(picture.convert("RGB")).std() > 10

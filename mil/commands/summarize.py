@@ -9,10 +9,12 @@ from rich.console import Console
 from feature_extraction.errors import InputError
 from feature_extraction.files import publish_json, publish_text
 from mil.cohort import listed
+from mil.commands import settings
 from mil.metrics.classification import METRICS
 from mil.metrics.intervals import LEVELS, Level
 from mil.report.accounts import unused_csv
 from mil.report.latex import as_latex
+from mil.report.map_tables import maps_csv
 from mil.report.methods import shots_text
 from mil.report.null_checks import null_lines, null_record
 from mil.report.page import as_markdown, write_report
@@ -36,6 +38,7 @@ def run(config: DictConfig) -> int:
         resamples=int(config.resamples),
         seed=int(config.seed),
         sites=_site_source(config),
+        maps=() if config.maps is None else settings.paths(config.maps),
     )
     _require_complete(summary, is_allowed=bool(config.allow_incomplete))
     level = cast("Level", config.level)
@@ -47,6 +50,7 @@ def run(config: DictConfig) -> int:
     publish_text(out / "unused.csv", unused_csv(summary.accounts))
     publish_text(out / "results.tex", as_latex([one for one in tables if not one.is_record]))
     publish_text(out / "trust.csv", trust_csv(summary.trust))
+    publish_text(out / "maps.csv", maps_csv(summary.maps))
     publish_text(out / "results.md", as_markdown("Results", tables, [*summary.warnings, *notes]))
     write_report(
         out / "report.html",

@@ -33,6 +33,8 @@ SUFFICIENT = 0.95
 RUNG = 1.25
 """Ratio of the sizes of the ladder on which the smallest sufficient K is looked for."""
 
+NOT_BY_CHANCE = 0.05
+"""A larger p of AOPC or gain puts a warning on the map."""
 ROUNDING = 1e-7
 """Of a probability in single precision: no difference."""
 
@@ -176,6 +178,8 @@ def trust_line(report: FaithfulnessReport | None, layer: str, stability: object)
                 f"(p {dropped.p:.2g})   ·   enough: {found.smallest_k.value:.0f} (random {found.smallest_k.random:.0f})"
             ),
         ]
+        if max(area.p, gain.p) > NOT_BY_CHANCE:
+            lines.append("not shown to be better than random orders: do not read it as what the model goes by")
     if isinstance(stability, dict) and stability.get("rank_correlation") is not None:
         lines.append(f"rank correlation with {stability['runs']} other runs {stability['rank_correlation']:.2f}")
     return "\n".join(lines)

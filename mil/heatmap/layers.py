@@ -15,7 +15,8 @@ from mil.heatmap.contributions import Explanation
 METADATA_KEY = b"promptmil"
 
 LAYER_MEANING = {
-    "contribution": "c_ik: over the tiles (of both magnifications) its sum and the bias are the logit",
+    "contribution": "c_ik: over the tiles (of both magnifications) its sum and the bias are the logit; where tiles see "
+    "each other first (transformer, transmil) it holds what the other tiles told this one: read occlusion beside it",
     "evidence": "e_ik: what the tile would say for the class if it counted fully",
     "attention": "a_ik: how much the tile counts for the class, not what it says",
     "similarity": "tau v.t: the encoder's factor times the cosine to the words of the class, before any training",

@@ -35,6 +35,7 @@ from mil.runs import DONE
 
 POSITIVE_FRACTION = 0.5
 """A tile counts as inside a true region when at least this share of it lies there."""
+Occlusion = Float64[np.ndarray, "tile class"] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +120,6 @@ def map_slide(source: SlideSource, request: MapRequest) -> dict[str, object]:
         "logits": dict(zip(card.classes, fine.logits.tolist(), strict=True)),
         "probabilities": dict(zip(card.classes, fine.probabilities.tolist(), strict=True)),
     }
-    line |= _localisation(source, fine, request.truth)
     if request.is_measured:
         others = ((one, source.bag(one) if one.card.filter_nontask else bag) for one in source.others)
         line["stability"] = agreement(fine, shown, others)
@@ -153,13 +153,13 @@ def _of_scale(
     shown = card.classes.index(str(line["shown"]))
     said = Said(reader, run.task, shown)
     concepts = concept_table(explanation, card.classes, card.concepts)
-    about: dict[str, object] = {}
+    occlusion = reader.occlusion() if request.is_measured else None
+    about = _localisation(source, explanation, request.truth, occlusion)
     report: FaithfulnessReport | None = None
     if request.is_measured:
-        report = measure(said, relevance(explanation, shown, card), request.region_share)
+        report = measure(said, relevance(explanation, shown, card, occlusion), request.region_share)
         about["faithfulness"] = None if report is None else asdict(report)
         concepts = add_counterfactuals(concepts, explanation, said, card.classes[shown])
-    occlusion = reader.occlusion() if request.is_measured else None
     caption = Caption(
         class_name=card.classes[shown],
         prediction=_title(str(line["predicted"]), str(line["label"])),
@@ -204,7 +204,9 @@ def map_layer_name(explanation: Explanation) -> str:
     return "evidence" if explanation.is_sparse else "contribution"
 
 
-def relevance(explanation: Explanation, column: int, card: ModelCard) -> dict[str, Float64[np.ndarray, " tile"]]:
+def relevance(
+    explanation: Explanation, column: int, card: ModelCard, dropped: Occlusion = None
+) -> dict[str, Float64[np.ndarray, " tile"]]:
     """What each layer says of the tiles for one class; similarity counts from the background, where there is one."""
     layers = {
         "evidence": explanation.evidence[:, column],
@@ -216,7 +218,7 @@ def relevance(explanation: Explanation, column: int, card: ModelCard) -> dict[st
         of_class = explanation.similarity[:, column]
         is_rival = background is not None and background != column
         layers["similarity"] = of_class - explanation.similarity[:, background] if is_rival else of_class
-    return layers
+    return layers if dropped is None else {**layers, "occlusion": dropped[:, column]}
 
 
 def prediction(run: LoadedRun, explanation: Explanation) -> str:
@@ -235,7 +237,9 @@ def _title(predicted: str, label: str) -> str:
     return f"{predicted}, label {label}" if label else predicted
 
 
-def _localisation(source: SlideSource, explanation: Explanation, truth: Path | None) -> dict[str, object]:
+def _localisation(
+    source: SlideSource, explanation: Explanation, truth: Path | None, dropped: Occlusion
+) -> dict[str, object]:
     """How well the layers of the true class find the true regions."""
     card, label = source.run.card, source.label()
     if truth is None or label not in card.classes or label == card.background:
@@ -244,7 +248,7 @@ def _localisation(source: SlideSource, explanation: Explanation, truth: Path | N
     region = read_regions(truth / f"{source.slide_id}.geojson")
     is_inside: Bool[np.ndarray, " tile"] = covered_fraction(region, bag.coords_lv0, bag.size_lv0) >= POSITIVE_FRACTION
     found: dict[str, object] = {"positive_tiles": int(is_inside.sum()), "tiles": len(is_inside)}
-    for name, values in relevance(explanation, card.classes.index(label), card).items():
+    for name, values in relevance(explanation, card.classes.index(label), card, dropped).items():
         found[f"auc_{name}"] = _finite(auc_against(values, is_inside))
         found[f"top20_{name}"] = share_inside(values, is_inside)
     return found

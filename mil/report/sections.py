@@ -6,6 +6,7 @@ from mil.report.controls import control_table
 from mil.report.drift_figures import drift_table
 from mil.report.figures import curves, fold_dots, shots_figure
 from mil.report.in_short import in_short
+from mil.report.map_tables import map_tables
 from mil.report.null_checks import null_table
 from mil.report.page import Figure, Section, Table
 from mil.report.site_figures import site_tables
@@ -77,6 +78,7 @@ def _controls(summary: Summary, level: Level) -> Table:
 def _of_runs(summary: Summary) -> list[Section]:
     return [
         _section("Other figures", [figures_of_runs(summary)] if summary.of_runs else []),
+        _section("The maps", map_tables(summary.maps)),
         _section("The words", [drift_table(summary.drifts)] if summary.drifts else []),
         _section("Labels without signal", [null_table(summary.null_checks)] if summary.null_checks else []),
     ]

@@ -14,6 +14,7 @@ from mil.report.comparisons import Comparison, compare
 from mil.report.controls import Control, controls_of
 from mil.report.drift_figures import WordDrift, word_drifts
 from mil.report.fold_figures import over_folds
+from mil.report.map_figures import MethodMaps, map_warnings, maps_of
 from mil.report.methods import Method, group_methods, reference_of
 from mil.report.null_checks import NullCheck, null_checks, null_warnings, real_and_null
 from mil.report.repeat_intervals import interval_over_repeats
@@ -65,6 +66,7 @@ class Summary:
         accounts: Where every slide went.
         sites: What the embeddings know of the sites; None where nobody asked.
         site_gaps: What a new site costs each method that was also trained on folds that leave a site out.
+        maps: What is known of the maps of each method that has some.
     """
 
     methods: tuple[Method, ...]
@@ -81,6 +83,7 @@ class Summary:
     accounts: Accounts
     sites: SiteSigns | None = None
     site_gaps: tuple[SiteGap, ...] = ()
+    maps: tuple[MethodMaps, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -111,6 +114,7 @@ def summarize(
     resamples: int = RESAMPLES,
     seed: int = 0,
     sites: SiteSource | None = None,
+    maps: Sequence[Path] = (),
 ) -> Summary:
     """Read a sweep and compute what it says.
 
@@ -120,10 +124,11 @@ def summarize(
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
         sites: Where sites and embeddings are, None to leave them out.
+        maps: Folders that `promptmil heatmap` wrote for these runs.
 
     Raises:
-        InputError: No finished run with a labelled test slide, an unknown reference, or runs that are mixed or
-            contradict another.
+        InputError: No finished run with a labelled test slide, an unknown reference, runs that are mixed or
+            contradict another, or maps that are not of these runs.
     """
     found = find_runs(root)
     unfinished = tuple(path.relative_to(root).as_posix() for path in unfinished_runs(root, found))
@@ -141,6 +146,7 @@ def summarize(
     pairs = [] if chosen is None else [(method, reference_of(method, methods, chosen)) for method in methods]
     comparable = [(a, b) for a, b in pairs if b is not None and _is_comparable(a, b)]
     comparisons = compare(comparable, resamples=resamples, seed=seed)
+    of_maps = maps_of(maps, runs, resamples=resamples, seed=seed) if maps else []
     unlabelled = [run.folder.relative_to(root).as_posix() for run in left_out]
     return Summary(
         methods=tuple(methods),
@@ -153,6 +159,7 @@ def summarize(
             *_gaps_of_runs(of_runs),
             *_lost_words(drifts),
             *null_warnings(checks),
+            *map_warnings(of_maps),
         ),
         of_runs=tuple(of_runs),
         drifts=tuple(drifts),
@@ -162,6 +169,7 @@ def summarize(
         accounts=accounts_of(runs),
         sites=None if sites is None else site_signs(sites, runs, resamples=resamples, seed=seed),
         site_gaps=tuple(site_gaps(methods, resamples=resamples, seed=seed)),
+        maps=tuple(of_maps),
     )
 
 
