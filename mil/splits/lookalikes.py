@@ -68,8 +68,8 @@ def look_of(thumbnail: Float64[np.ndarray, "row column 3"], background: tuple[in
     """
     tissue = np.abs(thumbnail - np.array(background)).mean(axis=2)
     shrink = SIDE_PX / max(tissue.shape)
-    size = tuple(max(1, round(side * shrink)) for side in reversed(tissue.shape))
-    small = np.asarray(Image.fromarray(tissue.astype(np.float32)).resize(size, Image.Resampling.BOX))
+    height, width = (max(1, round(side * shrink)) for side in tissue.shape)
+    small = np.asarray(Image.fromarray(tissue.astype(np.float32)).resize((width, height), Image.Resampling.BOX))
     square = np.zeros((SIDE_PX, SIDE_PX), np.float32)
     square[: small.shape[0], : small.shape[1]] = small
     fine = square - ndimage.gaussian_filter(square, COARSE_PX, mode="wrap")
