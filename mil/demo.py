@@ -94,7 +94,13 @@ def steps_to_results(paths: Paths, size: Size, bank: Path) -> list[list[str]]:
             for split, few in splits.items()
             for name in ("gated_abmil", "prompt")
         ),
-        ["summarize", f"runs={paths.runs}", f"out={paths.summary}"],
+        [
+            "summarize",
+            f"runs={paths.runs}",
+            f"features={paths.features}",
+            f"labels={paths.labels}",
+            f"out={paths.summary}",
+        ],
         [
             "heatmap",
             f"runs={paths.runs / 'prompt_all'}",

@@ -58,7 +58,16 @@ def test_the_demo_runs_every_step_and_does_nothing_twice(tmp_path: Path):
     words = ["demo", f"out={out}", "patients=18", "folds=2", "max_epochs=2", "maps=3"]
     assert main(words) == 0
     report = (out / "report.html").read_text()
-    for shown in ("zeroshot", "prompt", "gated_abmil", "2 shots", "all labels", "evidence", "P001-S1"):
+    for shown in (
+        "zeroshot",
+        "prompt",
+        "gated_abmil",
+        "2 shots",
+        "all labels",
+        "Does the site show",
+        "evidence",
+        "P001-S1",
+    ):
         assert shown in report
     assert report.count("data:image/png;base64,") >= 5
     results = pd.read_csv(out / "summary" / "results.csv")

@@ -16,6 +16,7 @@ from mil.cli import main
 from mil.demo import Paths, Size, shown_maps, steps_to_features, steps_to_results
 from mil.report.page import Figure, Section, Table, write_report
 from mil.report.sections import report_sections
+from mil.report.site_figures import SiteSource
 from mil.report.summarize import summarize
 
 BUG = 1
@@ -80,7 +81,7 @@ def _only_bank(folder: Path) -> Path:
 
 def _report(config: DictConfig, paths: Paths, record: dict[str, object]) -> None:
     """Tables and plots of the sweep, the tile AUCs, and maps."""
-    summary = summarize(paths.runs)
+    summary = summarize(paths.runs, sites=SiteSource(features=paths.features, labels=paths.labels))
     lines = record["slides"]
     chosen = shown_maps(lines, config.maps) if isinstance(lines, list) else []
     maps = [
