@@ -100,6 +100,7 @@ def test_every_command_runs_for_every_task(study: Study, tmp_path: Path, task: s
     assert set(columns) <= set(pd.read_csv(out / "patients.csv").columns)
 
     maps = ["heatmap", f"runs={runs / 'prompt'}", f"features={study.features}", f"out={tmp_path / 'maps'}"]
+    maps += ["exports=[report]"]
     first = predicted["slide_id"][0]
     assert main([*maps, f"slide_ids=[{first}]"]) == 0
     assert (tmp_path / "maps" / f"{first}.png").is_file()
