@@ -114,6 +114,8 @@ def test_the_tiles_of_each_level_cover_it_and_overlap_by_a_pixel(width: int, hei
         assert pyramid.box(level, 0, 0)[:2] == (0, 0)
         if columns > 1:
             assert pyramid.box(level, 0, 0)[2] - pyramid.box(level, 1, 0)[0] == 2 * OVERLAP_PX
+        if rows > 1:
+            assert pyramid.box(level, 0, 0)[3] - pyramid.box(level, 0, 1)[1] == 2 * OVERLAP_PX
         assert pyramid.holds(level, columns - 1, rows - 1)
         assert not pyramid.holds(level, columns, 0)
     assert not pyramid.holds(pyramid.last_level + 1, 0, 0)
