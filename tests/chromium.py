@@ -20,7 +20,7 @@ import bounded
 import pytest
 from slurm_node import APT, INSTALL_SECONDS, no_daemons
 
-PROGRAM, PACKAGE = "chromium", "chromium"
+PROGRAM, PACKAGES = "chromium", ("chromium", "fonts-dejavu-core")
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-default-browser-check"),
@@ -43,7 +43,7 @@ def install() -> None:
     if os.getuid() or shutil.which("apt-get") is None:
         raise NoChromiumError(f"{PROGRAM} not found, and only root with apt-get can install it")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for words in (["update"], ["install", "-y", "--no-install-recommends", PACKAGE]):
+    for words in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
         with no_daemons():
             done = bounded.run(["apt-get", *APT, *words], env=environment, seconds=INSTALL_SECONDS)
         if done.returncode:

@@ -6,6 +6,7 @@ In tests it is the session fixture `slurm`. Needs Debian's slurm-wlm and munge; 
 """
 
 import contextlib
+import fcntl
 import getpass
 import os
 import shutil
@@ -24,6 +25,7 @@ import pytest
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue")
 PACKAGES = ("slurm-wlm", "munge")
 POLICY = Path("/usr/sbin/policy-rc.d")
+LOCK = Path(tempfile.gettempdir()) / "promptmil-tests-apt.lock"
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 START_SECONDS = 180
 CLIENT_SECONDS = 60
@@ -110,7 +112,19 @@ def install() -> None:
 
 @contextlib.contextmanager
 def no_daemons() -> Generator[None, None, None]:
-    """Installing a package must not start its daemon: ours is another, and one that hangs would hang apt with it."""
+    """Installing a package must not start its daemon: ours is another, and one that hangs would hang apt with it.
+
+    One at a time: other tests may install at the same moment, and apt's lists are locked without waiting.
+    """
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with _policy():
+            yield
+
+
+@contextlib.contextmanager
+def _policy() -> Generator[None, None, None]:
+    """Debian's way of saying that no daemon is to be started."""
     try:
         descriptor = os.open(POLICY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755)
     except FileExistsError:

@@ -17,6 +17,7 @@ from viewer_files import CLASSES, EVIL, EVIL_CONCEPT, LAYERS, TILE, Maps, make_m
 from feature_extraction.errors import DamagedFileError
 from feature_extraction.files import sha256_of_file
 from feature_extraction.slide import Slide
+from mil.heatmap.layers import parquet_bytes
 from mil.viewer.pyramid import OVERLAP_PX, TILE_PX, Pyramid, pyramid_within, tile_jpeg, tile_pixels
 from mil.viewer.script import script_text
 from mil.viewer.slide_data import decision
@@ -114,6 +115,8 @@ def test_the_tiles_of_each_level_cover_it_and_overlap_by_a_pixel(width: int, hei
         assert pyramid.box(level, 0, 0)[:2] == (0, 0)
         if columns > 1:
             assert pyramid.box(level, 0, 0)[2] - pyramid.box(level, 1, 0)[0] == 2 * OVERLAP_PX
+        if rows > 1:
+            assert pyramid.box(level, 0, 0)[3] - pyramid.box(level, 0, 1)[1] == 2 * OVERLAP_PX
         assert pyramid.holds(level, columns - 1, rows - 1)
         assert not pyramid.holds(level, columns, 0)
     assert not pyramid.holds(pyramid.last_level + 1, 0, 0)
@@ -176,10 +179,14 @@ def test_without_slides_there_are_pages_without_a_picture(tmp_path: Path):
     assert not list(maps.viewer.rglob("*.jpg"))
 
 
-def test_a_table_that_does_not_say_what_it_is_is_refused(tmp_path: Path):
+@pytest.mark.parametrize("about", [None, {"slide_id": "S1"}])
+def test_a_table_that_does_not_say_what_it_is_is_refused(tmp_path: Path, about: dict[str, object] | None):
     maps = make_maps(tmp_path, ("S1",))
     table = maps.table("S1", CLASSES[0])
-    table.to_parquet(maps.out / "S1.tiles.parquet")
+    if about is None:
+        table.to_parquet(maps.out / "S1.tiles.parquet")
+    else:
+        (maps.out / "S1.tiles.parquet").write_bytes(parquet_bytes(table, about))
     with pytest.raises(DamagedFileError, match=r"slide=S1: S1\.tiles\.parquet is no tile table"):
         maps.export()
 

@@ -20,7 +20,7 @@ EVIL = '"><img src=x onerror=alert(1)>'
 EVIL_CLASS, EVIL_CONCEPT = "<b>keratin</b></script><script>alert(2)</script>", "pearls' \"&amp;<i>\u2028"
 CLASSES = ("normal", EVIL_CLASS, "glandular")
 TILE, COLUMNS, ROWS = 224.5, 5, 4
-MPP = 0.4987
+MPP = 0.4387
 LAYERS = ("contribution", "evidence", "attention", "similarity", "occlusion")
 
 

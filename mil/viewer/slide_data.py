@@ -20,6 +20,11 @@ from mil.viewer.layout import FORMAT
 from mil.viewer.script import as_base64
 
 LAYERS = ("contribution", "evidence", "attention", "similarity", "occlusion")
+ABOUT = (
+    *("slide_id", "label", "run", "shown", "layer", "predicted", "logits", "probabilities", "use"),
+    *("model", "classes", "background", "bias", "encoder", "space", "licence"),
+)
+"""What a page shows of what a table says of itself."""
 SHARE = "share "
 """Begins the name of a concept's column."""
 TABLE, COARSE, CONCEPTS = ".tiles.parquet", ".coarse", ".concepts.csv"
@@ -63,8 +68,8 @@ def read_scales(maps: Path, slide_id: str, headers: Sequence[FeatureHeader]) -> 
     scales: list[ScaleTable] = []
     for path, header in zip(table_paths(maps, slide_id, len(headers)), headers, strict=True):
         content = pq.read_table(path)
-        said = (content.schema.metadata or {}).get(METADATA_KEY)
-        if said is None:
+        about = json.loads((content.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+        if not set(ABOUT) <= set(about):
             raise DamagedFileError(
                 f"slide={slide_id}: {path.name} is no tile table of promptmil heatmap; make it again"
             )
@@ -72,7 +77,7 @@ def read_scales(maps: Path, slide_id: str, headers: Sequence[FeatureHeader]) -> 
         scales.append(
             ScaleTable(
                 tiles=content.to_pandas(),
-                about=cast("dict[str, object]", json.loads(said)),
+                about=cast("dict[str, object]", about),
                 concepts=pd.read_csv(concepts) if concepts.is_file() else None,
                 header=header,
             )
@@ -85,13 +90,7 @@ def slide_data(scales: Sequence[ScaleTable]) -> dict[str, object]:
     about, header = scales[0].about, scales[0].header
     return {
         "format": FORMAT,
-        **{
-            name: about[name]
-            for name in (
-                *("slide_id", "label", "run", "shown", "layer", "predicted", "logits", "probabilities", "use"),
-                *("model", "classes", "background", "bias", "encoder", "space", "licence"),
-            )
-        },
+        **{name: about[name] for name in ABOUT},
         "decision": decision(about),
         "bounds_lv0": json.loads(header.bounds_lv0),
         "slide_mpp": [header.slide_mpp_x, header.slide_mpp_y],

@@ -13,7 +13,7 @@ function showAbout() {
   byId("classes").replaceChildren(...slide.classes.map((name) => {
     const row = element("tr");
     const sum = slide.logits[name] - slide.bias[name];
-    row.append(element("td", name), ...[sum, slide.bias[name], slide.logits[name]].map((value) => element("td", shortText(value, true), "number")), element("td", slide.probabilities[name].toFixed(3), "number"));
+    row.append(element("td", name), ...[sum, slide.bias[name], slide.logits[name]].map((value) => element("td", shortText(value, true), "number")), element("td", slide.probabilities[name] === null ? "" : slide.probabilities[name].toFixed(3), "number"));
     return row;
   }));
   const concepts = scales[0].concepts;
