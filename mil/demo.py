@@ -108,6 +108,8 @@ def steps_to_results(paths: Paths, size: Size, bank: Path) -> list[list[str]]:
             f"slides={paths.slides}",
             f"truth={paths.truth}",
             f"out={paths.maps}",
+            "exports=[geojson,report]",
+            "viewer=true",
         ],
     ]
 

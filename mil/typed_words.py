@@ -8,7 +8,7 @@ from feature_extraction.errors import InputError
 FLAGS_WITH_VALUE = frozenset(
     {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c"}
 )
-BARE = {"search": "text"}
+BARE = {"search": "text", "view": "folder"}
 """Commands that take one word without a key, and the key it stands for."""
 
 
@@ -45,9 +45,11 @@ def with_key(words: Sequence[str]) -> list[str]:
         return list(words)
     if len(places) > 1:
         first, second = (words[place] for place in places[:2])
-        raise InputError(f"{words[0]}: {first!r} and {second!r} are two texts; put a phrase in quotes")
+        raise InputError(
+            f"{words[0]}: {first!r} and {second!r} are two words, expected one {key}; put a phrase in quotes"
+        )
     if any(word.startswith(f"{key}=") for word in words):
-        raise InputError(f"{words[0]}: {words[places[0]]!r} and {key}=… are two texts; give one of them")
+        raise InputError(f"{words[0]}: {words[places[0]]!r} stands for {key}=…, which is given too; give one of them")
     return [f"{key}={quoted(word)}" if place == places[0] else word for place, word in enumerate(words)]
 
 

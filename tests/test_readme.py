@@ -72,7 +72,9 @@ def test_the_demo_runs_every_step_and_does_nothing_twice(tmp_path: Path):
     assert report.count("data:image/png;base64,") >= 5
     results = pd.read_csv(out / "summary" / "results.csv")
     assert set(results["aggregator"]) == {"zeroshot", "prompt", "gated_abmil"}
-    kinds = ("*.h5", "*.svs", "*.tiff", "done.json", "*.tiles.parquet", "*.png")
+    assert (out / "maps" / "viewer" / "index.html").is_file()
+    assert len(list((out / "maps").glob("*.report.html"))) == len(list((out / "maps").glob("*.tiles.parquet"))) > 10
+    kinds = ("*.h5", "*.svs", "*.tiff", "done.json", "*.tiles.parquet", "*.png", "*.jpg")
     before = {
         path: path.stat().st_mtime_ns for kind in kinds for path in out.rglob(kind) if "zeroshot" not in path.parts
     }

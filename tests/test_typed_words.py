@@ -41,12 +41,12 @@ def test_the_phrase_may_stand_anywhere_and_hold_what_looks_like_a_formula():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["keratin", "pearls"], "'keratin' and 'pearls' are two texts; put a phrase in quotes"),
-        (["necrosis", "text=blood"], "'necrosis' and text=… are two texts; give one of them"),
+        (["keratin", "pearls"], "'keratin' and 'pearls' are two words, expected one text; put a phrase in quotes"),
+        (["necrosis", "text=blood"], "'necrosis' stands for text=…, which is given too; give one of them"),
     ],
 )
 def test_two_texts_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(InputError, match="two texts"):
+    with pytest.raises(InputError, match="text"):
         with_key(["search", *words, *KEYS])
     assert main(["search", *words, *KEYS]) == 2
     assert message in capsys.readouterr().err

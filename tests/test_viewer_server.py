@@ -247,7 +247,7 @@ def test_the_command_serves_until_it_is_interrupted_and_ends_with_0(maps: Maps, 
     table = tmp_path / "slides.csv"
     table.write_text(f"path,slide_id\n{maps.slides / '0.svs'},S1\n{maps.slides / '0.svs'},S2\n")
     code = "import sys; from mil.cli import main; sys.exit(main(sys.argv[1:]))"
-    words = [sys.executable, "-c", code, "view", f"folder={maps.viewer}", f"slides={table}", "port=0"]
+    words = [sys.executable, "-c", code, "view", str(maps.viewer), f"slides={table}", "port=0"]
     log = tmp_path / "log"
     with (
         log.open("wb") as stream,
