@@ -35,13 +35,12 @@ from mil.feature_folder import FeatureFolder, load_bags
 from mil.fit import logits_of
 from mil.heatmap.explain import LoadedRun, load_runs, runs_by_slide
 from mil.heatmap.truth import covered_fraction, read_regions
-from mil.metrics.classification import Predictions
-from mil.metrics.intervals import bootstrap_figures, bootstrap_interval
+from mil.metrics.intervals import bootstrap_figures
 from mil.zeroshot import resolve_pooling, slide_logits, softmax
 
 SHARES = (0.0, 0.25, 0.5, 1.0)
 """Of the budget that goes where the class is open."""
-DRAWINGS = 10
+DRAWINGS = 5
 FOLDS = "0,1,2,3,4"
 Choose = Callable[[str, int], np.ndarray]
 """Slide and number of tiles -> rows."""
@@ -161,7 +160,11 @@ def show(cohort: Cohort, looks: Mapping[float, Mapping[str, CoarseTiles]], budge
     print("\n| budget | tiles chosen | tumour slides missed | tumour tiles missed | BACC zero-shot | BACC trained |")
     print("|---|---|---|---|---|---|")
     for budget in budgets:
-        print(f"| {budget:.0%} | at random | {random_cells(cohort, budget)} |")
+        if budget >= 1:
+            every = {name: np.arange(len(bag)) for name, bag in cohort.bags.items()}
+            print(f"| {budget:.0%} | all | {cells(cohort, every)} |")
+            continue
+        print(f"| {budget:.0%} | at random | {random_cells(cohort, budget)} |", flush=True)
         for value, look in looks.items():
             for share in SHARES:
                 rule = ReadingRule(
@@ -174,8 +177,6 @@ def show(cohort: Cohort, looks: Mapping[float, Mapping[str, CoarseTiles]], budge
                 )
                 rows = {name: chosen_rows(cohort, name, look[name], rule) for name in cohort.bags}
                 print(f"| {budget:.0%} | {value:g} µm, {share:.0%} uncertain | {cells(cohort, rows)} |", flush=True)
-        if budget >= 1:
-            print("(all tiles: every way is the same)")
 
 
 def chosen_rows(cohort: Cohort, name: str, coarse: CoarseTiles, rule: ReadingRule) -> np.ndarray:
@@ -203,7 +204,7 @@ def random_cells(cohort: Cohort, budget: float) -> str:
         lost[name] = 1 - n_read / n
     generator = np.random.default_rng(0)
     found: list[list[tuple[float, float, float]]] = []
-    for _ in range(DRAWINGS if budget < 1 else 1):
+    for _ in range(DRAWINGS):
         rows = {
             name: np.sort(generator.permutation(len(bag))[: tiles_in(budget, len(bag))])
             for name, bag in cohort.bags.items()
@@ -233,15 +234,14 @@ def accuracy(
         name: replace(bag, features=np.asarray(bag.features)[rows[name]], coords_lv0=bag.coords_lv0[rows[name]])
         for name, bag in cohort.bags.items()
     }
-    found = bootstrap_interval(
-        Predictions(
-            slide_ids=tuple(bags),
-            patient_ids=tuple(cohort.patients[name] for name in bags),
-            classes=cohort.classes,
-            labels=np.array([cohort.classes.index(cohort.labels[name]) for name in bags]),
-            probabilities=how(cohort, bags),
-        )
-    )["balanced_accuracy"]
+    labels = np.array([cohort.classes.index(cohort.labels[name]) for name in bags])
+    is_right = how(cohort, bags).argmax(axis=1) == labels
+    is_of = labels == np.arange(len(cohort.classes))[:, None]
+    found = bootstrap_figures(
+        lambda weights: {"bacc": ((weights @ (is_of * is_right).T) / (weights @ is_of.T)).mean(axis=1)},
+        [cohort.patients[name] for name in bags],
+        [cohort.labels[name] for name in bags],
+    )["bacc"]
     return found.value, found.low, found.high
 
 
