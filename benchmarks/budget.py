@@ -25,7 +25,7 @@ import torch
 from scipy.stats import hypergeom
 
 from feature_extraction.commands.passes import class_words
-from feature_extraction.reading import CoarseTiles, ReadingRule, choose_tiles, tiles_in
+from feature_extraction.reading import CoarseTiles, ReadingRule, choose_tiles, interest, parent_of, tiles_in
 from feature_extraction.synthetic.cohort import make_cohort
 from feature_extraction.text_bank import TextBank, read_bank
 from mil.bag import Bag
@@ -33,6 +33,7 @@ from mil.cli import main as promptmil
 from mil.cohort import read_labels
 from mil.feature_folder import FeatureFolder, load_bags
 from mil.fit import logits_of
+from mil.heatmap.contributions import auc_against
 from mil.heatmap.explain import LoadedRun, load_runs, runs_by_slide
 from mil.heatmap.truth import covered_fraction, read_regions
 from mil.metrics.intervals import bootstrap_figures
@@ -156,7 +157,8 @@ def show(cohort: Cohort, looks: Mapping[float, Mapping[str, CoarseTiles]], budge
     print(f"\n{len(cohort.bags)} slides, {n_tiles:,} tiles; {len(cohort.with_tumour)} slides with tumour")
     for value, look in looks.items():
         n_coarse = sum(len(coarse.features) for coarse in look.values())
-        print(f"coarse look at {value:g} µm: {n_coarse:,} tiles, {n_coarse / n_tiles:.1%} of the fine ones on top")
+        print(f"coarse look at {value:g} µm: {n_coarse:,} tiles, {n_coarse / n_tiles:.1%} of the fine ones on top;")
+        print(f"  mean AUC of its similarity for tumour tiles: {pointing(cohort, look):.2f}", flush=True)
     print("\n| budget | tiles chosen | tumour slides missed | tumour tiles missed | BACC zero-shot | BACC trained |")
     print("|---|---|---|---|---|---|")
     for budget in budgets:
@@ -177,6 +179,18 @@ def show(cohort: Cohort, looks: Mapping[float, Mapping[str, CoarseTiles]], budge
                 )
                 rows = {name: chosen_rows(cohort, name, look[name], rule) for name in cohort.bags}
                 print(f"| {budget:.0%} | {value:g} µm, {share:.0%} uncertain | {cells(cohort, rows)} |", flush=True)
+
+
+def pointing(cohort: Cohort, look: Mapping[str, CoarseTiles]) -> float:
+    """How well the similarity of the parents tells tumour tiles from the others; mean over slides with both."""
+    found: list[float] = []
+    for name in cohort.with_tumour:
+        bag, coarse = cohort.bags[name], look[name]
+        if len(coarse.features) and not cohort.is_tumour[name].all():
+            similarity, _ = interest(coarse.features, class_words(cohort.bank))
+            parent = parent_of(bag.coords_lv0, bag.size_lv0, coarse)
+            found.append(float(auc_against(similarity[parent], cohort.is_tumour[name])))
+    return float(np.mean(found))
 
 
 def chosen_rows(cohort: Cohort, name: str, coarse: CoarseTiles, rule: ReadingRule) -> np.ndarray:
