@@ -25,7 +25,7 @@ import torch
 from scipy.stats import hypergeom
 
 from feature_extraction.commands.passes import class_words
-from feature_extraction.reading import CoarseTiles, ReadingRule, choose_tiles, tiles_in
+from feature_extraction.reading import CoarseTiles, ReadingRule, choose_tiles, interest, parent_of, tiles_in
 from feature_extraction.synthetic.cohort import make_cohort
 from feature_extraction.text_bank import TextBank, read_bank
 from mil.bag import Bag
@@ -33,15 +33,15 @@ from mil.cli import main as promptmil
 from mil.cohort import read_labels
 from mil.feature_folder import FeatureFolder, load_bags
 from mil.fit import logits_of
+from mil.heatmap.contributions import auc_against
 from mil.heatmap.explain import LoadedRun, load_runs, runs_by_slide
 from mil.heatmap.truth import covered_fraction, read_regions
-from mil.metrics.classification import Predictions
-from mil.metrics.intervals import bootstrap_figures, bootstrap_interval
+from mil.metrics.intervals import bootstrap_figures
 from mil.zeroshot import resolve_pooling, slide_logits, softmax
 
 SHARES = (0.0, 0.25, 0.5, 1.0)
 """Of the budget that goes where the class is open."""
-DRAWINGS = 10
+DRAWINGS = 5
 FOLDS = "0,1,2,3,4"
 Choose = Callable[[str, int], np.ndarray]
 """Slide and number of tiles -> rows."""
@@ -157,11 +157,16 @@ def show(cohort: Cohort, looks: Mapping[float, Mapping[str, CoarseTiles]], budge
     print(f"\n{len(cohort.bags)} slides, {n_tiles:,} tiles; {len(cohort.with_tumour)} slides with tumour")
     for value, look in looks.items():
         n_coarse = sum(len(coarse.features) for coarse in look.values())
-        print(f"coarse look at {value:g} µm: {n_coarse:,} tiles, {n_coarse / n_tiles:.1%} of the fine ones on top")
+        print(f"coarse look at {value:g} µm: {n_coarse:,} tiles, {n_coarse / n_tiles:.1%} of the fine ones on top;")
+        print(f"  mean AUC of its similarity for tumour tiles: {pointing(cohort, look):.2f}", flush=True)
     print("\n| budget | tiles chosen | tumour slides missed | tumour tiles missed | BACC zero-shot | BACC trained |")
     print("|---|---|---|---|---|---|")
     for budget in budgets:
-        print(f"| {budget:.0%} | at random | {random_cells(cohort, budget)} |")
+        if budget >= 1:
+            every = {name: np.arange(len(bag)) for name, bag in cohort.bags.items()}
+            print(f"| {budget:.0%} | all | {cells(cohort, every)} |")
+            continue
+        print(f"| {budget:.0%} | at random | {random_cells(cohort, budget)} |", flush=True)
         for value, look in looks.items():
             for share in SHARES:
                 rule = ReadingRule(
@@ -174,8 +179,18 @@ def show(cohort: Cohort, looks: Mapping[float, Mapping[str, CoarseTiles]], budge
                 )
                 rows = {name: chosen_rows(cohort, name, look[name], rule) for name in cohort.bags}
                 print(f"| {budget:.0%} | {value:g} µm, {share:.0%} uncertain | {cells(cohort, rows)} |", flush=True)
-        if budget >= 1:
-            print("(all tiles: every way is the same)")
+
+
+def pointing(cohort: Cohort, look: Mapping[str, CoarseTiles]) -> float:
+    """How well the similarity of the parents tells tumour tiles from the others; mean over slides with both."""
+    found: list[float] = []
+    for name in cohort.with_tumour:
+        bag, coarse = cohort.bags[name], look[name]
+        if len(coarse.features) and not cohort.is_tumour[name].all():
+            similarity, _ = interest(coarse.features, class_words(cohort.bank))
+            parent = parent_of(bag.coords_lv0, bag.size_lv0, coarse)
+            found.append(float(auc_against(similarity[parent], cohort.is_tumour[name])))
+    return float(np.mean(found))
 
 
 def chosen_rows(cohort: Cohort, name: str, coarse: CoarseTiles, rule: ReadingRule) -> np.ndarray:
@@ -203,7 +218,7 @@ def random_cells(cohort: Cohort, budget: float) -> str:
         lost[name] = 1 - n_read / n
     generator = np.random.default_rng(0)
     found: list[list[tuple[float, float, float]]] = []
-    for _ in range(DRAWINGS if budget < 1 else 1):
+    for _ in range(DRAWINGS):
         rows = {
             name: np.sort(generator.permutation(len(bag))[: tiles_in(budget, len(bag))])
             for name, bag in cohort.bags.items()
@@ -233,15 +248,14 @@ def accuracy(
         name: replace(bag, features=np.asarray(bag.features)[rows[name]], coords_lv0=bag.coords_lv0[rows[name]])
         for name, bag in cohort.bags.items()
     }
-    found = bootstrap_interval(
-        Predictions(
-            slide_ids=tuple(bags),
-            patient_ids=tuple(cohort.patients[name] for name in bags),
-            classes=cohort.classes,
-            labels=np.array([cohort.classes.index(cohort.labels[name]) for name in bags]),
-            probabilities=how(cohort, bags),
-        )
-    )["balanced_accuracy"]
+    labels = np.array([cohort.classes.index(cohort.labels[name]) for name in bags])
+    is_right = how(cohort, bags).argmax(axis=1) == labels
+    is_of = labels == np.arange(len(cohort.classes))[:, None]
+    found = bootstrap_figures(
+        lambda weights: {"bacc": ((weights @ (is_of * is_right).T) / (weights @ is_of.T)).mean(axis=1)},
+        [cohort.patients[name] for name in bags],
+        [cohort.labels[name] for name in bags],
+    )["bacc"]
     return found.value, found.low, found.high
 
 

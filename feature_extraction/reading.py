@@ -12,8 +12,6 @@ from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
-from scipy.spatial import KDTree
-from scipy.special import entr, softmax
 
 REASONS = ("similar", "uncertain", "unseen")
 """Why a tile is read, by its number in a feature file; ``unseen``: its slide is too small for a coarse tile."""
@@ -150,6 +148,8 @@ def interest(
     Similarity is the largest cosine with a class, less the cosine with the background class where there is one (the
     margin of zero-shot). Openness is the entropy of the softmax over all classes, in nats.
     """
+    from scipy.special import entr, softmax  # here, as whoever opens a feature file imports this module
+
     rows = np.asarray(features, np.float64)
     cosines = rows @ words.vectors.T / np.linalg.norm(rows, axis=1, keepdims=True)
     entropy = entr(softmax(words.scale * cosines, axis=1)).sum(axis=1)
@@ -167,6 +167,8 @@ def parent_of(
     Coarse tiles that would reach out of the scanned area are left out, so a border narrower than one has none of its
     own. Distances are measured in coarse tiles, so that of tiles that touch the one that holds a point is the nearest.
     """
+    from scipy.spatial import KDTree  # 28 MB
+
     if len(coords_lv0) == 0:
         return np.empty(0, np.int64)
     unit = np.array(coarse.size_lv0)

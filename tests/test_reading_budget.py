@@ -62,7 +62,7 @@ def test_a_file_holds_the_budget_with_parent_and_reason_of_each_tile(study: Stud
         assert said["n_candidates"] == n_candidates
         assert said["coarse_content_sha256"] == coarse[name].content_sha256
         assert said["coarse_fingerprint"] == coarse[name].header.extraction_fingerprint
-        assert (said["coarse_mpp"], file.header.tile_mpp) == (4.0, 1.0)
+        assert (said["coarse_mpp"], file.header.tile_mpp) == (2.0, 1.0)
         assert {REASONS[reason] for reason in file.chosen.reasons} == {"similar", "uncertain"}
         known = {tuple(corner) for corner in coarse[name].coords_lv0.tolist()}
         assert {tuple(corner) for corner in file.chosen.parents_lv0.tolist()} <= known
@@ -111,7 +111,7 @@ def test_another_budget_bank_or_level_is_another_folder(study: Study, tmp_path: 
     one = tmp_path / "slides"
     one.mkdir()
     shutil.copy(study.slides / "S0.svs", one)
-    out, others = tmp_path / "out", (["reading.budget=7"], ["reading.uncertain=0"], ["reading.coarse_mpp=2.0"])
+    out, others = tmp_path / "out", (["reading.budget=7"], ["reading.uncertain=0"], ["reading.coarse_mpp=4.0"])
     for words in others:
         assert study.extract(out, *words, slides=one) == 0
     found = list(out.glob("*/S0.h5"))
@@ -136,7 +136,7 @@ def test_a_slide_without_tissue_is_empty_and_one_smaller_than_a_coarse_tile_is_r
     slides = tmp_path / "slides"
     write_slide(slides / "glass.svs", np.full((1700, 1700, 3), 245, np.uint8))
     write_slide(slides / "tiny.svs", tissue_pixels(700, 700))
-    assert study.extract(tmp_path / "out", slides=slides) == 0
+    assert study.extract(tmp_path / "out", "reading.coarse_mpp=4.0", slides=slides) == 0
     found = files_in(tmp_path / "out")
     assert found["glass"].shape[0] == 0
     assert found["tiny"].shape[0] == 9

@@ -18,7 +18,7 @@ from feature_extraction.work import Extraction, Lane
 
 COARSE = "coarse"
 """Folder in ``out`` of the coarse features, so that ``features=<out>`` still means the fine ones."""
-COARSER = 4.0
+COARSER = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
