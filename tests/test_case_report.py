@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import re
-import shutil
 import string
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,6 +14,7 @@ import bounded
 import numpy as np
 import pandas as pd
 import pytest
+from chromium import PROGRAM, browser_fixture  # noqa: F401 - the fixture is found by pytest
 from map_cases import GEOMETRIES, drawn_map, explanation_of
 from PIL import Image
 from pyramids import write_slide
@@ -281,7 +281,8 @@ def test_odd_names_are_text_in_the_gallery_and_without_a_slide_there_is_none(tmp
     assert export_files(["gallery"], replace(mapped, path=None)) == {}
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here to print with")
+@pytest.mark.xdist_group("chromium")
+@pytest.mark.usefixtures("browser")  # which installs it, or says why it cannot
 def test_the_fullest_page_prints_on_one_sheet_of_a4(tmp_path: Path):
     mapped, _ = painted(tmp_path)
     long = "W" * 190
@@ -310,7 +311,7 @@ def test_the_fullest_page_prints_on_one_sheet_of_a4(tmp_path: Path):
     _, text = case_report(mapped)
     (tmp_path / "page.html").write_text(text)
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    words = ["chromium", *flags, f"--user-data-dir={tmp_path / 'profile'}", "--no-pdf-header-footer"]
+    words = [PROGRAM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--no-pdf-header-footer"]
     bounded.run([*words, f"--print-to-pdf={tmp_path / 'page.pdf'}", (tmp_path / "page.html").as_uri()], check=True)
     data = (tmp_path / "page.pdf").read_bytes()
     assert len(re.findall(rb"/Type\s*/Page\b", data)) == 1
