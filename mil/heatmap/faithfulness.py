@@ -181,7 +181,7 @@ def trust_line(report: FaithfulnessReport | None, layer: str, stability: object)
         if max(area.p, gain.p) > NOT_BY_CHANCE:
             lines.append("not shown to be better than random orders: do not read it as what the model goes by")
     if isinstance(stability, dict) and stability.get("rank_correlation") is not None:
-        lines.append(f"rank correlation with {stability['runs']} other runs {stability['rank_correlation']:.2f}")
+        lines.append(f"rank correlation with other runs ({stability['runs']}) {stability['rank_correlation']:.2f}")
     return "\n".join(lines)
 
 
