@@ -32,6 +32,7 @@ COMMANDS = {
     "zeroshot": ("mil.commands.zeroshot", "feature files + text bank -> predictions without training"),
     "split": ("mil.commands.split", "labels -> patient-disjoint folds"),
     "train": ("mil.commands.train", "features + bank + split -> run folder; -m sweeps"),
+    "tune": ("mil.commands.tune", "settings searched (optuna) on the train and val patients of a fold"),
     "bundle": ("mil.commands.bundle", "runs + features -> one folder with thresholds and hashes that predict runs"),
     "predict": ("mil.commands.predict", "run or bundle + features -> predictions"),
     "summarize": ("mil.commands.summarize", "sweep -> tables with intervals, report.html"),
@@ -100,6 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complain(f"promptmil: unknown action {name!r}; known: {', '.join(actions) or 'none of this command'}")
             return BAD_INPUT
     rest = flags_first([plain for word in words[len(name.split()) :] for plain in _as_plain_keys(word)])
+    if name == "tune":
+        from mil.tuned_words import collected
+
+        rest = collected(rest)
     if words[0] == SWEEP:
         from mil.sweep_words import MULTIRUN
 

@@ -46,7 +46,7 @@ def test_each_command_composes_with_the_keys_it_names(line: str, capsys: pytest.
     name, *words = shlex.split(line)[1:]
     action = [words.pop(0)] if words[0].isalpha() else []
     assert f"{name} {action[0]}" in ACTIONS if action else name in COMMANDS
-    single = [re.sub(r"=(.*?),.*", r"=\1", word) for word in words if word != "-m"]
+    single = [re.sub(r"=([^\[(,]*),.*", r"=\1", word) for word in words if word != "-m"]
     assert main([name, *action, *single, "--cfg", "job"]) == 0
     assert capsys.readouterr().out
 
