@@ -22,18 +22,21 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from feature_extraction.configuration import conf_folder
 from feature_extraction.synthetic.cohort import make_cohort
 from mil.cell import TrainRequest
 from mil.cli import main as promptmil
 from mil.fit import Training
+from mil.metrics.classification import Predictions
+from mil.metrics.intervals import Estimate
 from mil.module import Optimization
+from mil.report.repeat_intervals import interval_over_repeats
 from mil.train import train_cell
 
 SHOTS: tuple[int | None, ...] = (1, 2, 4, 8, None)
-FOLDS, EPOCHS, RESAMPLES = 5, 30, 300
+FOLDS, EPOCHS = 5, 30
+SHOWN = "balanced_accuracy"
 
 
 @dataclass(frozen=True)
@@ -148,65 +151,52 @@ def show(rows: pd.DataFrame, out: Path) -> None:
     patients = (
         rows.groupby(["method", "shots", "draw", "patient_id", "label"], sort=False)[columns].mean().reset_index()
     )
-    figures: dict[tuple[str, int], dict[str, tuple[float, float, float]]] = {}
-    for (method, shots), part in patients.groupby(["method", "shots"], sort=False):
-        figures[str(method), int(shots)] = {name: interval(part, columns, name) for name in ("bacc", "auc")}
+    figures = {
+        (str(method), int(shots)): intervals(part, columns)
+        for (method, shots), part in patients.groupby(["method", "shots"], sort=False)
+    }
     names = list(dict.fromkeys(method for method, _ in figures))
     titles = {0: "0", 1: "1", 2: "2", 4: "4", 8: "8", -1: "all"}
-    for metric, title in (("bacc", "balanced accuracy"), ("auc", "macro-AUC")):
+    for metric, title in ((SHOWN, "balanced accuracy"), ("macro_auc", "macro-AUC")):
         print(f"\n{title}:\n\n| method | {' | '.join(titles.values())} |\n|---|{'---|' * len(titles)}")
         for name in names:
             cells = [figures.get((name, shots), {}).get(metric) for shots in titles]
-            shown = ["" if cell is None else "{:.3f} ({:.3f}-{:.3f})".format(*cell) for cell in cells]
+            shown = ["" if cell is None else f"{cell.value:.3f} ({cell.low:.3f}-{cell.high:.3f})" for cell in cells]
             print(f"| {name} | {' | '.join(shown)} |")
     draw_curves(figures, names, out / "fewshot.png")
     print(f"\n{out / 'fewshot.png'}")
 
 
-def interval(part: pd.DataFrame, columns: list[str], metric: str) -> tuple[float, float, float]:
-    """Mean over the draws, and its bootstrap over patients within their classes."""
-    draws = [one.set_index("patient_id").sort_index() for _, one in part.groupby("draw")]
-    labels = draws[0]["label"].to_numpy()
-    values = np.stack([one[columns].to_numpy() for one in draws])
-    classes = [name.removeprefix("p_") for name in columns]
-    truth = np.array([classes.index(label) for label in labels])
-    places = [np.flatnonzero(truth == k) for k in range(len(classes))]
-    generator = np.random.default_rng(0)
-    resampled = [
-        figure(
-            truth, values, np.concatenate([generator.choice(of_class, len(of_class)) for of_class in places]), metric
+def intervals(part: pd.DataFrame, columns: list[str]) -> dict[str, Estimate]:
+    """Figures of patients, the mean over the draws, with their intervals over patients."""
+    classes = tuple(name.removeprefix("p_") for name in columns)
+    draws = [
+        Predictions(
+            slide_ids=tuple(one["patient_id"]),
+            patient_ids=tuple(one["patient_id"]),
+            classes=classes,
+            labels=np.array([classes.index(label) for label in one["label"]]),
+            probabilities=one[columns].to_numpy(),
         )
-        for _ in range(RESAMPLES)
+        for _, one in part.groupby("draw")
     ]
-    low, high = np.quantile(resampled, (0.025, 0.975))
-    return figure(truth, values, np.arange(len(truth)), metric), float(low), float(high)
+    return interval_over_repeats(draws, level="patient")
 
 
-def figure(truth: np.ndarray, values: np.ndarray, chosen: np.ndarray, metric: str) -> float:
-    """Mean over the draws of a figure on the chosen patients."""
-    if metric == "bacc":
-        return float(np.mean([balanced_accuracy_score(truth[chosen], one[chosen].argmax(axis=1)) for one in values]))
-    return float(np.mean([roc_auc_score(truth[chosen], one[chosen], multi_class="ovr") for one in values]))
-
-
-def draw_curves(
-    figures: Mapping[tuple[str, int], Mapping[str, tuple[float, float, float]]], names: list[str], path: Path
-) -> None:
+def draw_curves(figures: Mapping[tuple[str, int], Mapping[str, Estimate]], names: list[str], path: Path) -> None:
     """One line a method, zero-shot across."""
     places = {1: 1, 2: 2, 4: 3, 8: 4, -1: 5}
     plot, axes = plt.subplots(figsize=(9.5, 4.5), layout="constrained")
     for name in names:
         if name == ZERO_SHOT.name:
-            axes.axhline(figures[name, 0]["bacc"][0], color="black", linestyle="--", label=name)
+            axes.axhline(figures[name, 0][SHOWN].value, color="black", linestyle="--", label=name)
             continue
         shots = [one for one in places if (name, one) in figures]
-        values = np.array([figures[name, one]["bacc"] for one in shots])
-        line = axes.plot(
-            [places[one] for one in shots], values[:, 0], marker="o", markersize=3, label=name.replace("`", "")
-        )[0]
-        axes.fill_between(
-            [places[one] for one in shots], values[:, 1], values[:, 2], color=line.get_color(), alpha=0.08
-        )
+        found = [figures[name, one][SHOWN] for one in shots]
+        at = [places[one] for one in shots]
+        (line,) = axes.plot(at, [one.value for one in found], marker="o", markersize=3, label=name.replace("`", ""))
+        low, high = [one.low for one in found], [one.high for one in found]
+        axes.fill_between(at, low, high, color=line.get_color(), alpha=0.08)
     axes.set_xticks(list(places.values()), ["1", "2", "4", "8", "all"])
     axes.set_xlabel("training patients a class")
     axes.set_ylabel("balanced accuracy of patients")

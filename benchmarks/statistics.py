@@ -8,7 +8,7 @@
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from mil.cohort import read_labels
 from mil.confounding import confounding
 from mil.metrics.across_folds import across_folds
 from mil.metrics.classification import Predictions, by_patient, slide_metrics
-from mil.metrics.intervals import Figures, bootstrap_figures, bootstrap_interval, patient_draws
+from mil.metrics.intervals import Estimate, Figures, bootstrap_figures, bootstrap_interval
 from mil.metrics.regression import weighted_regression
 from mil.metrics.survival import weighted_concordance
 from mil.null_labels import permuted_labels
@@ -145,31 +145,42 @@ def intervals(repeats: int) -> None:
     print("| figure of slides | patients | resampled patients | resampled slides | width, patients / slides |")
     print("|---|---|---|---|---|")
     truth = _metrics(cohort(150_000, np.random.default_rng(4), most_slides=9))
-    for n_patients in (80, 300):
+    for n_patients in (30, 80, 300):
         _intervals_of_classes(n_patients, cohorts, truth)
         _intervals_of_scores(n_patients, cohorts)
 
 
 def _intervals_of_classes(n_patients: int, cohorts: int, truth: dict[str, float]) -> None:
-    names = ("accuracy", "balanced_accuracy", "macro_auc", "nll", "brier")
-    held, widths = ({name: np.zeros(2) for name in names} for _ in range(2))
+    names = ("accuracy", "balanced_accuracy", "macro_auc", "nll", "brier", "ece")
+    seen = _Seen(names)
     generator = np.random.default_rng(5)
     for repeat in range(cohorts):
         rows = cohort(n_patients, generator, most_slides=9)
         for way, drawn in enumerate((rows, as_patients(rows))):
-            found = bootstrap_interval(drawn, resamples=500, seed=repeat)
-            for name in names:
-                held[name][way] += found[name].low <= truth[name] <= found[name].high
-                widths[name][way] += found[name].high - found[name].low
-    _print_held(n_patients, held, widths, cohorts)
+            found = bootstrap_interval(drawn, resamples=1000, seed=repeat)
+            seen.add(way, found, truth)
+    seen.show(n_patients)
 
 
-def _print_held(n_patients: int, held: dict[str, np.ndarray], widths: dict[str, np.ndarray], cohorts: int) -> None:
-    for name, (patients, slides) in held.items():
-        width = widths[name][0] / widths[name][1]
-        print(
-            f"| {name} | {n_patients} | {patients / cohorts:.1%} | {slides / cohorts:.1%} | {width:.2f} |", flush=True
-        )
+class _Seen:
+    """Intervals of patients (way 0) and of slides (way 1) that were given, with whether each holds the truth."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """Of the figures with these names."""
+        self._rows: dict[str, list[list[tuple[bool, float]]]] = {name: [[], []] for name in names}
+
+    def add(self, way: int, found: Mapping[str, Estimate], truth: Mapping[str, float]) -> None:
+        """One cohort; a class with a single patient gives no interval."""
+        for name, rows in self._rows.items():
+            one = found[name]
+            if not one.reason:
+                rows[way].append((one.low <= truth[name] <= one.high, one.high - one.low))
+
+    def show(self, n_patients: int) -> None:
+        """A line of the table a figure."""
+        for name, rows in self._rows.items():
+            (patients, width), (slides, narrow) = (np.mean(way, axis=0) for way in rows)
+            print(f"| {name} | {n_patients} | {patients:.1%} | {slides:.1%} | {width / narrow:.2f} |", flush=True)
 
 
 def _intervals_of_scores(n_patients: int, cohorts: int) -> None:
@@ -178,15 +189,13 @@ def _intervals_of_scores(n_patients: int, cohorts: int) -> None:
     generator = np.random.default_rng(7)
     large = [_scores(1000, generator)[0](np.ones((1, 0))) for _ in range(40)]
     truth = {name: float(np.mean([one[name][0] for one in large])) for name in names}
-    held, widths = ({name: np.zeros(2) for name in names} for _ in range(2))
+    seen = _Seen(names)
     for repeat in range(cohorts):
         figures, patients, strata = _scores(n_patients, generator)
         for way, units in enumerate((patients, [f"s{row}" for row in range(len(patients))])):
-            found = bootstrap_figures(figures, units, strata, resamples=500, seed=repeat)
-            for name in names:
-                held[name][way] += found[name].low <= truth[name] <= found[name].high
-                widths[name][way] += found[name].high - found[name].low
-    _print_held(n_patients, held, widths, cohorts)
+            found = bootstrap_figures(figures, units, strata, resamples=1000, seed=repeat)
+            seen.add(way, found, truth)
+    seen.show(n_patients)
 
 
 def accuracy(repeats: int) -> None:
@@ -203,9 +212,14 @@ def accuracy(repeats: int) -> None:
         held = 0
         for repeat in range(cohorts):
             hits, slides, labels = _counts(cohort(n_patients, generator, most_slides=9))
-            (draws,) = patient_draws(labels, resamples=500, seed=repeat, at_once=500)
-            low, high = np.quantile((draws @ hits) / (draws @ slides), (0.025, 0.975))
-            held += bool(low <= truth <= high)
+            found = bootstrap_figures(
+                lambda weights, hits=hits, slides=slides: {"accuracy": (weights @ hits) / (weights @ slides)},
+                [str(patient) for patient in range(n_patients)],
+                [CLASSES[label] for label in labels],
+                resamples=1000,
+                seed=repeat,
+            )["accuracy"]
+            held += found.low <= truth <= found.high
         print(f"| {n_patients} | {held / cohorts:.1%} |", flush=True)
 
 

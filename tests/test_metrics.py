@@ -170,8 +170,9 @@ def test_a_patient_is_the_mean_of_its_slides() -> None:
     assert slide_metrics(patients.labels, patients.probabilities, patients.classes)["accuracy"] == 1.0
 
 
-def test_the_interval_is_that_of_a_plain_loop_over_drawn_patients() -> None:
-    rows = _predictions(30, skill=1.5)
+def test_the_interval_is_about_that_of_a_plain_loop_over_drawn_patients() -> None:
+    """`test_bca.py` has the exact formulas; of 300 patients the percentiles of a loop differ little."""
+    rows = _predictions(300, skill=1.5)
     ours = bootstrap_interval(rows, resamples=2000)["balanced_accuracy"]
     generator = np.random.default_rng(1)
     groups = [sorted({p for p, y in zip(rows.patient_ids, rows.labels, strict=True) if y == k}) for k in range(3)]
@@ -182,7 +183,7 @@ def test_the_interval_is_that_of_a_plain_loop_over_drawn_patients() -> None:
         values.append(
             np.mean([(rows.probabilities[drawn].argmax(1) == k)[rows.labels[drawn] == k].mean() for k in range(3)])
         )
-    assert (ours.low, ours.high) == pytest.approx(np.quantile(values, (0.025, 0.975)), abs=0.02)
+    assert (ours.low, ours.high) == pytest.approx(np.quantile(values, (0.025, 0.975)), abs=0.01)
 
 
 def test_slides_of_a_patient_are_not_new_information() -> None:
@@ -214,7 +215,7 @@ def test_more_slides_than_fit_at_once_give_the_same_interval(monkeypatch: pytest
     monkeypatch.setattr("mil.metrics.intervals.VALUES_AT_ONCE", 1000)
     in_parts = bootstrap_interval(rows, resamples=200)
     for name, estimate in whole.items():
-        assert (in_parts[name].low, in_parts[name].high) == pytest.approx((estimate.low, estimate.high), abs=0.08), name
+        assert (in_parts[name].low, in_parts[name].high) == pytest.approx((estimate.low, estimate.high)), name
 
 
 def test_ninety_five_percent_intervals_hold_the_truth_about_as_often() -> None:
@@ -227,7 +228,7 @@ def test_ninety_five_percent_intervals_hold_the_truth_about_as_often() -> None:
         for name in names:
             held[name] += found[name].low <= truth[name] <= found[name].high
     for name, count in held.items():
-        assert 0.87 <= count / 120 <= 0.995, (name, count / 120)
+        assert 0.90 <= count / 120 <= 0.995, (name, count / 120)
 
 
 def test_intervals_of_patients_hold_the_truth_where_those_of_slides_do_not() -> None:

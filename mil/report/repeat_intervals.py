@@ -18,6 +18,7 @@ from mil.metrics.intervals import (
     bootstrap_interval,
     on_same_slides,
     paired_difference,
+    subtracted,
 )
 
 
@@ -62,13 +63,9 @@ def difference_over_repeats(
     if len(common) == 1:
         return paired_difference(*common[0], level=level, resamples=resamples, seed=seed)
     firsts, seconds = ([_at(pair[place], level) for pair in common] for place in (0, 1))
-    one, other = _mean_of(firsts), _mean_of(seconds)
-
-    def difference(weights: np.ndarray) -> Mapping[str, Float64[np.ndarray, " resample"]]:
-        subtracted = other(weights)
-        return {name: value - subtracted[name] for name, value in one(weights).items()}
-
-    found = bootstrap_differences(difference, *_patients(firsts), resamples=resamples, seed=seed)
+    found = bootstrap_differences(
+        subtracted(_mean_of(firsts), _mean_of(seconds)), *_patients(firsts), resamples=resamples, seed=seed
+    )
     n_slides = len({slide for pair in common for slide in pair[0].slide_ids})
     return {
         name: replace(one_found, estimate=replace(one_found.estimate, n_slides=n_slides))

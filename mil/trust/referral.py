@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float64, Int
 
 from feature_extraction.errors import InputError
 from mil.metrics.classification import Predictions, by_patient
-from mil.metrics.intervals import CONFIDENCE, RESAMPLES, patient_draws
+from mil.metrics.intervals import RESAMPLES, bootstrap_figures
 from mil.trust.shares import share_interval
 
 COVERAGE = 0.8
@@ -120,13 +120,14 @@ def accuracy_at_coverage(
     patients = by_patient(predictions)
     order = np.argsort(-patients.probabilities.max(axis=1), kind="stable")
     _, is_right, ends = _by_confidence(patients)
-    value = _accuracy(np.ones(len(order)), is_right, ends, coverage)
-    blocks = patient_draws(patients.labels, resamples=resamples, seed=seed, at_once=resamples)
-    drawn = [_accuracy(row[order], is_right, ends, coverage) for block in blocks for row in block]
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn, (tail, 1 - tail))
+
+    def figures(weights: np.ndarray) -> dict[str, Float64[np.ndarray, " resample"]]:
+        return {"accuracy": np.array([_accuracy(row, is_right, ends, coverage) for row in weights[:, order]])}
+
+    classes = [patients.classes[label] for label in patients.labels]
+    found = bootstrap_figures(figures, patients.patient_ids, classes, resamples=resamples, seed=seed)["accuracy"]
     return SelectiveAccuracy(
-        coverage=coverage, value=value, low=float(low), high=float(high), n_patients=len(patients.labels)
+        coverage=coverage, value=found.value, low=found.low, high=found.high, n_patients=found.n_patients
     )
 
 
