@@ -16,7 +16,7 @@ from feature_extraction.files import publish_text
 from mil.report.accounts import PLACES, UNUSABLE, account_table, accounts_of, unused_csv, unused_table
 from mil.report.canvas import TITLE_LETTERS, title_lines
 from mil.report.comparisons import drawings
-from mil.report.latex import as_latex
+from mil.report.latex import MOST_ROWS, WIDEST, as_latex
 from mil.report.methods import group_methods
 from mil.report.page import Table
 from mil.report.sections import report_sections, tables_of
@@ -180,6 +180,24 @@ def test_a_latex_table_says_what_the_table_says_and_escapes_it() -> None:
     assert r"x\_1 & 0.5 (0.1 to 0.9) \\" in text
     assert text.count("\\begin{") == text.count("\\end{") == 2
     assert r"\caption{Is it? Yes.}" in as_latex([replace(table, title="Is it?", note="Yes.")])
+
+
+def test_a_latex_table_too_wide_or_too_long_for_a_page_goes_on_in_parts_that_fit_and_lose_nothing() -> None:
+    columns = ("method", *(f"figure {column}" for column in range(12)))
+    rows = tuple((f"method {row}", *(f"{row}.{column} (0.1 to 0.9)" for column in range(12))) for row in range(100))
+    text = as_latex([Table(title="Everything", columns=columns, rows=rows)])
+    floats = text.split(r"\begin{table}")[1:]
+    assert len(floats) > 100 // MOST_ROWS
+    assert text.count(r"\label{tab:everything}") == 1
+    assert all(one.count(r"\caption{") == 1 for one in floats)
+    assert all("(continued)" in one for one in floats[1:])
+    for one in floats:
+        lines = [line for line in one.splitlines() if line.endswith(r"\\")]
+        assert sum(line.startswith("method ") and "figure" not in line for line in lines) <= MOST_ROWS
+        assert max(map(len, lines)) <= WIDEST + 10
+    for row in rows:
+        assert text.count(f"{row[0]} & ") == text.count("method & ") / -(-100 // MOST_ROWS)
+        assert all(text.count(f"{cell} ") + text.count(f"{cell} &") >= 1 for cell in row[1:])
 
 
 def test_a_long_name_stands_in_lines_above_its_panel_and_loses_nothing() -> None:

@@ -51,8 +51,8 @@ class Difference:
 
     Attributes:
         estimate: The difference and its interval.
-        p: Two-sided, that there is none (`mil.metrics.bca.p_value`); below .05 only where the interval leaves out 0; nan
-            when undefined.
+        p: Two-sided, that there is none (`mil.metrics.bca.p_value`); below .05 only where the interval leaves out 0;
+            nan when undefined.
     """
 
     estimate: Estimate
