@@ -21,8 +21,9 @@ from mil.cli import main as promptmil
 from mil.cohort import read_labels
 from mil.confounding import confounding
 from mil.metrics.across_folds import across_folds
+from mil.metrics.bootstrap import Figures
 from mil.metrics.classification import Predictions, by_patient, slide_metrics
-from mil.metrics.intervals import Estimate, Figures, bootstrap_figures, bootstrap_interval
+from mil.metrics.intervals import Estimate, bootstrap_figures, bootstrap_interval
 from mil.metrics.regression import weighted_regression
 from mil.metrics.survival import weighted_concordance
 from mil.null_labels import permuted_labels

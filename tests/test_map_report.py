@@ -10,7 +10,7 @@ from run_folders import FOLDS, write_run
 
 from feature_extraction.errors import DamagedFileError, InputError
 from feature_extraction.files import publish_json
-from mil.metrics.intervals import holm
+from mil.metrics.differences import holm
 from mil.report.map_tables import map_tables, maps_csv
 from mil.report.sections import report_sections
 from mil.report.summarize import summarize

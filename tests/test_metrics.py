@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from patients import simulated
+from scipy import stats
 from sklearn import metrics as sk
 
 from feature_extraction.errors import InputError
@@ -19,7 +20,9 @@ from mil.metrics.classification import (
     undefined_reasons,
     weighted_metrics,
 )
-from mil.metrics.intervals import bootstrap_interval, holm, on_same_slides, paired_difference
+from mil.metrics.differences import holm, on_same_slides, paired_difference
+from mil.metrics.intervals import bootstrap_interval
+from mil.metrics.shares import patients_behind
 
 CLASSES = ("LUAD", "LUSC", "normal", "other")
 
@@ -212,7 +215,7 @@ def test_intervals_hold_the_value_and_depend_on_the_seed_alone(level: str) -> No
 def test_more_slides_than_fit_at_once_give_the_same_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = _predictions(30)
     whole = bootstrap_interval(rows, resamples=200)
-    monkeypatch.setattr("mil.metrics.intervals.VALUES_AT_ONCE", 1000)
+    monkeypatch.setattr("mil.metrics.bootstrap.VALUES_AT_ONCE", 1000)
     in_parts = bootstrap_interval(rows, resamples=200)
     for name, estimate in whole.items():
         assert (in_parts[name].low, in_parts[name].high) == pytest.approx((estimate.low, estimate.high)), name
@@ -259,6 +262,43 @@ def test_a_class_with_a_single_patient_gives_a_value_and_no_interval() -> None:
     assert estimate.reason == "no interval: a single patient of class LUSC"
 
 
+def _always_right(sizes: tuple[int, ...], slides: int = 3) -> Predictions:
+    labels = np.repeat(np.arange(len(sizes)), np.array(sizes) * slides)
+    return Predictions(
+        slide_ids=tuple(f"s{row:04}" for row in range(len(labels))),
+        patient_ids=tuple(f"p{row // slides:04}" for row in range(len(labels))),
+        classes=CLASSES[: len(sizes)],
+        labels=labels,
+        probabilities=np.eye(len(sizes))[labels] * 0.4 + 0.6 / len(sizes),
+    )
+
+
+@pytest.mark.parametrize("level", ["slide", "patient"])
+def test_a_share_without_an_error_has_the_score_interval_of_its_patients(level: str) -> None:
+    """Drawn patients are always right too: 1.000 to 1.000 would promise what 20 patients cannot."""
+    rows = _always_right((16, 4))
+    found = bootstrap_interval(rows, level=level)
+
+    def wilson(n: int) -> tuple[float, float]:
+        return n / (n + stats.norm.ppf(0.975) ** 2), 1.0
+
+    for name, n in (("accuracy", 20), ("recall_LUAD", 16), ("recall_LUSC", 4), ("balanced_accuracy", 12)):
+        assert (found[name].low, found[name].high) == pytest.approx(wilson(n)), name
+    assert found["macro_auc"].low == found["macro_auc"].high == 1.0
+    wrong = replace(rows, probabilities=rows.probabilities[:, ::-1])
+    assert bootstrap_interval(wrong, level=level)["accuracy"].high == pytest.approx(1 - wilson(20)[0])
+    one_error = replace(rows, labels=np.r_[np.ones(3, dtype=int), rows.labels[3:]])
+    estimate = bootstrap_interval(one_error, level=level)["accuracy"]
+    assert estimate.low < estimate.value < estimate.high
+    assert estimate.low < wilson(20)[0]
+
+
+def test_a_mean_of_shares_rests_on_as_many_patients_as_vary_like_it() -> None:
+    n, share = patients_behind(_always_right((30, 10, 5)))["balanced_accuracy"], 0.9
+    drawn = np.random.default_rng(0).binomial([30, 10, 5], share, (100_000, 3)) / [30, 10, 5]
+    assert drawn.mean(axis=1).var() == pytest.approx(share * (1 - share) / n, rel=0.05)
+
+
 def test_the_paired_difference_sees_what_two_intervals_hide() -> None:
     """A small but constant gain: the intervals of the two overlap, that of the difference excludes zero."""
     better = _predictions(150, skill=1.5)
@@ -274,7 +314,7 @@ def test_the_paired_difference_sees_what_two_intervals_hide() -> None:
     assert difference.estimate.value == pytest.approx(one.value - other.value)
     assert one.high > other.low
     assert difference.estimate.high < 0
-    assert 2 / 2001 <= difference.p < 0.01
+    assert 2 / 2002 <= difference.p < 0.03
 
 
 def test_a_method_does_not_differ_from_itself() -> None:

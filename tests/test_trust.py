@@ -126,6 +126,36 @@ def test_surest_patients_are_right_more_often_and_the_interval_holds_the_value()
     assert found.low < found.value < found.high
 
 
+def test_the_interval_of_the_surest_is_about_that_of_a_loop_over_drawn_patients() -> None:
+    """Classes differ in size and in how often they are right, and ids do not sort like probabilities."""
+    generator = np.random.default_rng(0)
+    labels = (np.arange(300) >= 240).astype(int)
+    top = generator.uniform(0.5, 1, 300)
+    is_right = generator.random(300) < np.where(labels == 0, 0.95, 0.3 + 0.6 * (top - 0.5))
+    said = np.where(is_right, labels, 1 - labels)
+    rows = Predictions(
+        slide_ids=tuple(f"s{place}" for place in generator.permutation(300)),
+        patient_ids=tuple(f"p{place}" for place in generator.permutation(300)),
+        classes=("x", "y"),
+        labels=labels,
+        probabilities=np.where(np.eye(2)[said] > 0, top[:, None], 1 - top[:, None]),
+    )
+    found = accuracy_at_coverage(rows, coverage=0.5)
+    drawn = []
+    for _ in range(2000):
+        chosen = np.r_[generator.integers(0, 240, 240), generator.integers(240, 300, 60)]
+        surest = chosen[np.argsort(-top[chosen])][:150]
+        drawn.append(is_right[surest].mean())
+    assert (found.low, found.high) == pytest.approx(np.quantile(drawn, (0.025, 0.975)), abs=0.02)
+
+
+def test_the_surest_without_an_error_have_the_score_interval_of_as_many_patients() -> None:
+    rows = simulated(100, seed=1)
+    right = replace(rows, probabilities=0.1 + 0.7 * np.eye(len(rows.classes))[rows.labels])
+    found = accuracy_at_coverage(right, coverage=0.5)
+    assert (found.low, found.high) == pytest.approx((50 / (50 + 1.959964**2), 1.0))
+
+
 def test_whoever_has_not_exactly_one_class_or_an_unusual_slide_is_referred() -> None:
     sets = np.array([[True, False], [True, True], [False, False], [False, True]])
     found = referrals(["p1", "p2", "p3", "p4"], ["x", "y"], sets, {"p4": ["far from every training slide"]})

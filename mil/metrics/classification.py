@@ -1,7 +1,7 @@
 """Figures of a classifier from labels and probabilities; the same code for one value and for thousands of resamples.
 
 Every figure is a weighted mean or a weighted rank statistic: a bootstrap resample is a row of weights (how often each
-slide was drawn), so 2,000 resamples are a few matrix products. `mil.metrics.intervals` draws them.
+slide was drawn), so 2,000 resamples are a few matrix products. `mil.metrics.bootstrap` draws them.
 """
 
 from collections.abc import Sequence

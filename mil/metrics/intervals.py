@@ -1,27 +1,23 @@
 """Estimates with intervals: how far a figure could move with other patients of the same kind."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float64, Int
 
-from feature_extraction.errors import InputError
 from mil.cohort import listed
-from mil.metrics.bca import Sampling, influences, interval, p_value
+from mil.metrics.bca import Sampling, interval
+from mil.metrics.bootstrap import RESAMPLES, Figures, samplings
 from mil.metrics.classification import Predictions, by_patient, metric_names, undefined_reasons, weighted_metrics
-from mil.metrics.resampling import leaving, patient_draws
+from mil.metrics.shares import patients_behind, share_interval
 
 Level = Literal["slide", "patient"]
 LEVELS: tuple[Level, ...] = ("slide", "patient")
-RESAMPLES = 2000
-VALUES_AT_ONCE = 4_000_000
-"""Weights held in memory at once; more slides mean fewer resamples at a time."""
 MOST_UNDEFINED = 0.05
 """Share of resamples that may not define a figure, and are left out of its interval; with more there is none."""
-Figures = Callable[[Float64[np.ndarray, "resample slide"]], Mapping[str, Float64[np.ndarray, " resample"]]]
-"""Figures by name from rows of weights, which say how much each slide counts."""
+NONE_KNOWN: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,20 +41,6 @@ class Estimate:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """First method minus second on the same patients.
-
-    Attributes:
-        estimate: The difference and its interval.
-        p: Two-sided, that there is none (`mil.metrics.bca.p_value`); below .05 only where the interval leaves out 0;
-            nan when undefined.
-    """
-
-    estimate: Estimate
-    p: float
-
-
 def bootstrap_interval(
     predictions: Predictions, *, level: Level = "slide", resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Estimate]:
@@ -73,15 +55,41 @@ def bootstrap_interval(
         resamples: How many.
         seed: Of the draws.
     """
-    rows = _at(predictions, level)
-    samplings = _samplings(_figures(rows), rows.patient_ids, _classes(rows), resamples=resamples, seed=seed)
+    rows = at_level(predictions, level)
+    found = samplings(figures_of(rows), rows.patient_ids, classes_of(rows), resamples=resamples, seed=seed)
     counts = (len(set(predictions.patient_ids)), len(predictions.slide_ids))
-    reasons = _reasons(rows)
-    return {name: _estimate(one, counts, reasons.get(name, "")) for name, one in samplings.items()}
+    reasons = reasons_for_none(rows)
+    estimates = {name: estimate_of(one, counts, reasons.get(name, "")) for name, one in found.items()}
+    return where_all_agree(estimates, rows)
+
+
+def where_all_agree(estimates: Mapping[str, Estimate], rows: Predictions) -> dict[str, Estimate]:
+    """Shares of 0 or 1, which resampled patients cannot move, with the score interval of as many patients.
+
+    Args:
+        estimates: By name.
+        rows: What they were made from, at their level.
+    """
+    behind = patients_behind(rows)
+    return {
+        name: _as_share(one, behind[name]) if name in behind and not one.reason and one.value in (0, 1) else one
+        for name, one in estimates.items()
+    }
+
+
+def _as_share(estimate: Estimate, n: int) -> Estimate:
+    low, high = share_interval(n if estimate.value else 0, n)
+    return replace(estimate, low=low, high=high)
 
 
 def bootstrap_figures(
-    figures: Figures, patient_ids: Sequence[str], strata: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
+    figures: Figures,
+    patient_ids: Sequence[str],
+    strata: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    reasons: Mapping[str, str] = NONE_KNOWN,
 ) -> dict[str, Estimate]:
     """Any weighted figures with their 95 % intervals over resampled patients, by name.
 
@@ -90,127 +98,40 @@ def bootstrap_figures(
     Args:
         figures: Of the rows; nan where undefined.
         patient_ids: Of each row.
-        strata: Of each row, the same for all rows of a patient: what the number of patients of is fixed.
+        strata: Of each row: the number of patients of each stays as it is.
         resamples: How many.
         seed: Of the draws.
-    """
-    samplings = _samplings(figures, patient_ids, strata, resamples=resamples, seed=seed)
-    counts = (len(set(patient_ids)), len(patient_ids))
-    return {name: _estimate(one, counts) for name, one in samplings.items()}
-
-
-def bootstrap_differences(
-    figures: Figures, patient_ids: Sequence[str], strata: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Difference]:
-    """`bootstrap_figures` of figures that are differences, each with its p."""
-    samplings = _samplings(figures, patient_ids, strata, resamples=resamples, seed=seed)
-    counts = (len(set(patient_ids)), len(patient_ids))
-    return {name: _difference(one, counts) for name, one in samplings.items()}
-
-
-def paired_difference(
-    first: Predictions, second: Predictions, *, level: Level = "slide", resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Difference]:
-    """First minus second for every figure, both computed on the same drawn patients.
+        reasons: Why figures have no interval, where that is known beforehand.
 
     Raises:
-        InputError: Not the same slides, patients, classes and labels; `on_same_slides` makes them so.
+        InputError: No row.
     """
-    if not _is_same_cohort(first, second):
-        raise InputError("paired difference: the two methods did not predict the same slides with the same labels")
-    rows = (_at(first, level), _at(second, level))
-    samplings = _samplings(
-        subtracted(_figures(rows[0]), _figures(rows[1])),
-        rows[0].patient_ids,
-        _classes(rows[0]),
-        resamples=resamples,
-        seed=seed,
-    )
-    counts = (len(set(first.patient_ids)), len(first.slide_ids))
-    reasons = _reasons(rows[1]) | _reasons(rows[0])
-    return {name: _difference(one, counts, reasons.get(name, "")) for name, one in samplings.items()}
+    found = samplings(figures, patient_ids, strata, resamples=resamples, seed=seed)
+    counts = (len(set(patient_ids)), len(patient_ids))
+    return {name: estimate_of(one, counts, reasons.get(name, "")) for name, one in found.items()}
 
 
-def subtracted(first: Figures, second: Figures) -> Figures:
-    """First minus second, figure by figure."""
-
-    def figures(weights: np.ndarray) -> Mapping[str, Float64[np.ndarray, " resample"]]:
-        other = second(weights)
-        return {name: values - other[name] for name, values in first(weights).items()}
-
-    return figures
-
-
-def on_same_slides(first: Predictions, second: Predictions) -> tuple[Predictions, Predictions]:
-    """The slides that both methods predicted, in the order of their ids.
-
-    Raises:
-        InputError: No slide in common.
-    """
-    common = sorted(set(first.slide_ids) & set(second.slide_ids))
-    if not common:
-        raise InputError("paired difference: the two methods have no slide in common")
-    places = [{name: row for row, name in enumerate(one.slide_ids)} for one in (first, second)]
-    one, other = (np.array([place[name] for name in common]) for place in places)
-    return first.take(one), second.take(other)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment for several comparisons, in the order given; nan stays nan and does not count."""
-    adjusted = [float("nan")] * len(p_values)
-    defined = sorted((p, place) for place, p in enumerate(p_values) if not np.isnan(p))
-    running = 0.0
-    for rank, (p, place) in enumerate(defined):
-        running = max(running, min(1.0, (len(defined) - rank) * p))
-        adjusted[place] = running
-    return adjusted
-
-
-def _at(predictions: Predictions, level: Level) -> Predictions:
+def at_level(predictions: Predictions, level: Level) -> Predictions:
+    """The slides, or their patients (`mil.metrics.classification.by_patient`)."""
     return by_patient(predictions) if level == "patient" else predictions
 
 
-def _figures(rows: Predictions) -> Figures:
+def figures_of(rows: Predictions) -> Figures:
+    """Every figure of the rows, of weights."""
     return lambda weights: weighted_metrics(rows.labels, rows.probabilities, rows.classes, weights)
 
 
-def _classes(rows: Predictions) -> list[str]:
+def classes_of(rows: Predictions) -> list[str]:
+    """Name of the true class of each row."""
     return [rows.classes[label] for label in rows.labels]
 
 
-def _samplings(
-    figures: Figures, patient_ids: Sequence[str], strata: Sequence[str], *, resamples: int, seed: int
-) -> dict[str, Sampling]:
-    """Each figure on all rows, on every resample, and without each patient; the draws depend on patients and seed."""
-    _, first, places = np.unique(np.array(patient_ids), return_index=True, return_inverse=True)
-    of_patient = np.unique(np.array(strata), return_inverse=True)[1][first]
-    at_once = max(1, VALUES_AT_ONCE // len(places))
-    values = figures(np.ones((1, len(places))))
-    drawn = _on_each(figures, patient_draws(of_patient, resamples=resamples, seed=seed, at_once=at_once), places)
-    groups = leaving(of_patient)
-    without = _on_each(figures, groups.weights(at_once=at_once), places)
-    return {
-        name: Sampling(
-            value=float(value[0]),
-            drawn=drawn[name][np.isfinite(drawn[name])],
-            undefined=1 - float(np.isfinite(drawn[name]).mean()),
-            influence=influences(without.get(name, np.zeros(0)), groups.of_stratum, groups.staying),
-            strata=groups.of_stratum,
-        )
-        for name, value in values.items()
-    }
+def reasons_for_none(rows: Predictions) -> dict[str, str]:
+    """Undefined figures, and all figures when a class has a single patient: drawing it again says nothing of others.
 
-
-def _on_each(
-    figures: Figures, weights: Iterator[Float64[np.ndarray, "draw patient"]], places: Int[np.ndarray, " row"]
-) -> dict[str, Float64[np.ndarray, " draw"]]:
-    """Every figure for every row of patients' weights; ``places`` has the patient of each row of the figures."""
-    blocks = [figures(block[:, places]) for block in weights]
-    return {name: np.concatenate([block[name] for block in blocks]) for name in (blocks[0] if blocks else ())}
-
-
-def _reasons(rows: Predictions) -> dict[str, str]:
-    """Undefined figures, and all figures when a class has a single patient: drawing it again says nothing of others."""
+    Args:
+        rows: Slides or patients.
+    """
     undefined = undefined_reasons(rows.labels, rows.probabilities, rows.classes)
     single = [
         name
@@ -223,12 +144,14 @@ def _reasons(rows: Predictions) -> dict[str, str]:
     return {name: undefined.get(name, reason) for name in metric_names(rows.classes)}
 
 
-def _difference(sampling: Sampling, counts: tuple[int, int], reason: str = "") -> Difference:
-    estimate = _estimate(sampling, counts, reason)
-    return Difference(estimate=estimate, p=np.nan if estimate.reason else p_value(sampling))
+def estimate_of(sampling: Sampling, counts: tuple[int, int], reason: str) -> Estimate:
+    """The value and its interval.
 
-
-def _estimate(sampling: Sampling, counts: tuple[int, int], reason: str = "") -> Estimate:
+    Args:
+        sampling: Of a figure.
+        counts: Patients and slides.
+        reason: Why there is no interval; empty where nothing is known beforehand.
+    """
     reason = reason or _no_interval(sampling, counts[0])
     low, high = (np.nan, np.nan) if reason else interval(sampling)
     return Estimate(value=sampling.value, low=low, high=high, n_patients=counts[0], n_slides=counts[1], reason=reason)
@@ -239,14 +162,7 @@ def _no_interval(sampling: Sampling, n_patients: int) -> str:
         return "not defined on these slides"
     if n_patients < 2:
         return "no interval: a single patient"
+    if len(sampling.influence) == 0:
+        return "no interval: every patient is the only one of a class"
     undefined = sampling.undefined
     return f"no interval: not defined in {undefined:.0%} of the resamples" if undefined > MOST_UNDEFINED else ""
-
-
-def _is_same_cohort(first: Predictions, second: Predictions) -> bool:
-    return (
-        first.slide_ids == second.slide_ids
-        and first.patient_ids == second.patient_ids
-        and first.classes == second.classes
-        and bool(np.array_equal(first.labels, second.labels))
-    )

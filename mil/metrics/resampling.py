@@ -7,33 +7,29 @@ import numpy as np
 from jaxtyping import Float64, Int
 
 MOST_GROUPS = 500
-"""Of patients left out in turn, over all strata: with more patients, several leave together."""
+"""About how many groups of patients leave in turn, over all strata: of more patients, several leave together."""
+FEWEST_GROUPS = 50
+"""Of a stratum with as many patients: a rare class is not to be known from two halves."""
 
 
 def patient_draws(
     strata: Int[np.ndarray, " patient"], *, resamples: int, seed: int, at_once: int
 ) -> Iterator[Float64[np.ndarray, "resample patient"]]:
-    """Weight of each patient, stratum by stratum; a block of resamples at a time.
-
-    Of n patients n - 1 are drawn, each with weight n / (n - 1): drawing n would make the variance of a mean too small
-    by that factor, 10 % with ten patients of a class (Rao & Wu 1988). The weights of a stratum sum to its patients. A
-    patient alone in its stratum is always there.
+    """How often each patient is drawn, from each stratum as many as it has; a block of resamples at a time.
 
     Args:
-        strata: Of each patient: the number of patients of each stays as it is.
+        strata: Of each patient.
         resamples: How many.
         seed: Of the draws.
-        at_once: Resamples a block.
+        at_once: Resamples a block; changes no draw.
     """
     groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     generators = np.random.default_rng(seed).spawn(len(groups))  # one each: blocks of another size draw the same
     for start in range(0, resamples, at_once):
-        weights = np.zeros((min(at_once, resamples - start), len(strata)))
+        counts = np.zeros((min(at_once, resamples - start), len(strata)))
         for group, generator in zip(groups, generators, strict=True):
-            n = len(group)
-            n_drawn = max(1, n - 1)
-            weights[:, group] = generator.multinomial(n_drawn, np.full(n, 1 / n), size=len(weights)) * (n / n_drawn)
-        yield weights
+            counts[:, group] = generator.multinomial(len(group), np.full(len(group), 1 / len(group)), size=len(counts))
+        yield counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,10 +52,14 @@ class Leaving:
         return self.strata[self.first]
 
     @property
+    def of_patients(self) -> Int[np.ndarray, " group"]:
+        """How many patients the stratum of each group has."""
+        return np.bincount(self.strata)[self.of_stratum]
+
+    @property
     def staying(self) -> Float64[np.ndarray, " group"]:
         """Share of the stratum's patients that stay when the group leaves."""
-        leaving = np.bincount(self.groups[self.groups >= 0], minlength=len(self.first))
-        return 1 - leaving / np.bincount(self.strata)[self.of_stratum]
+        return 1 - np.bincount(self.groups[self.groups >= 0], minlength=len(self.first)) / self.of_patients
 
     def weights(self, *, at_once: int) -> Iterator[Float64[np.ndarray, "group patient"]]:
         """Weight of each patient when a group is left out: those who stay stand in for it; a block at a time."""
@@ -81,7 +81,7 @@ def leaving(strata: Int[np.ndarray, " patient"]) -> Leaving:
     for stratum in np.unique(strata):
         members = np.flatnonzero(strata == stratum)
         if len(members) > 1:
-            n = max(2, round(MOST_GROUPS * len(members) / max(MOST_GROUPS, len(strata))))
+            n = min(len(members), max(FEWEST_GROUPS, round(MOST_GROUPS * len(members) / len(strata))))
             groups[members] = n_groups + np.arange(len(members)) % n
             n_groups += n
     found, first = np.unique(groups, return_index=True)

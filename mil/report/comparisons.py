@@ -8,7 +8,8 @@ import numpy as np
 
 from mil.metrics.across_folds import AcrossFolds
 from mil.metrics.classification import Predictions
-from mil.metrics.intervals import LEVELS, Difference, Level, holm
+from mil.metrics.differences import Difference, holm
+from mil.metrics.intervals import LEVELS, Level
 from mil.report.fold_figures import difference_over_folds
 from mil.report.methods import Method
 from mil.report.repeat_intervals import difference_over_repeats

@@ -7,7 +7,8 @@ import numpy as np
 
 from mil.metrics.across_folds import FEWEST_FOLDS, AcrossFolds, across_folds
 from mil.metrics.classification import Predictions, by_patient, slide_metrics
-from mil.metrics.intervals import Level, on_same_slides
+from mil.metrics.differences import on_same_slides
+from mil.metrics.intervals import Level
 from mil.report.methods import Method
 from mil.report.pooled import PredictedSlide, labelled_predictions
 

@@ -10,7 +10,9 @@ from jaxtyping import Float64
 
 from feature_extraction.errors import InputError
 from mil.cohort import listed, read_rows
-from mil.metrics.intervals import Difference, Estimate, Figures, bootstrap_differences, holm
+from mil.metrics.bootstrap import Figures
+from mil.metrics.differences import Difference, bootstrap_differences, holm
+from mil.metrics.intervals import Estimate
 from mil.report.map_lines import FIGURES, MapLine, read_map_lines
 from mil.report.methods import named_groups, shots_text
 from mil.report.pooled import PREDICTIONS

@@ -5,7 +5,8 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 
-from mil.metrics.intervals import Difference, Estimate
+from mil.metrics.differences import Difference
+from mil.metrics.intervals import Estimate
 from mil.report.map_figures import LayerFigures, MethodMaps
 from mil.report.map_lines import FIGURES
 from mil.report.methods import shots_text

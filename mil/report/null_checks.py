@@ -12,7 +12,8 @@ from mil.cell import PERMUTE_LABELS
 from mil.cohort import listed
 from mil.labels import NUMBER, ONE_CLASS, SEVERAL_CLASSES, TIME_TO_EVENT
 from mil.metrics.across_folds import across_folds
-from mil.metrics.intervals import RESAMPLES, Estimate, bootstrap_interval
+from mil.metrics.bootstrap import RESAMPLES
+from mil.metrics.intervals import Estimate, bootstrap_interval
 from mil.report.methods import named_groups, shots_text
 from mil.report.page import Table
 from mil.report.pooled import pool, read_predictions

@@ -6,19 +6,17 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float64
 
-from mil.metrics.classification import Predictions, by_patient, metric_names, weighted_metrics
+from mil.metrics.bootstrap import RESAMPLES, Figures
+from mil.metrics.classification import Predictions, metric_names, weighted_metrics
+from mil.metrics.differences import Difference, bootstrap_differences, on_same_slides, paired_difference, subtracted
 from mil.metrics.intervals import (
-    RESAMPLES,
-    Difference,
     Estimate,
-    Figures,
     Level,
-    bootstrap_differences,
+    at_level,
     bootstrap_figures,
     bootstrap_interval,
-    on_same_slides,
-    paired_difference,
-    subtracted,
+    reasons_for_none,
+    where_all_agree,
 )
 
 
@@ -38,11 +36,13 @@ def interval_over_repeats(
     """
     if len(repeats) == 1:
         return bootstrap_interval(repeats[0], level=level, resamples=resamples, seed=seed)
-    rows = [_at(one, level) for one in repeats]
+    rows = [at_level(one, level) for one in repeats]
     ids, strata = _patients(rows)
-    found = bootstrap_figures(_mean_of(rows), ids, strata, resamples=resamples, seed=seed)
+    reasons = _in_every(rows)
+    found = bootstrap_figures(_mean_of(rows), ids, strata, resamples=resamples, seed=seed, reasons=reasons)
     n_slides = len({slide for one in repeats for slide in one.slide_ids})
-    return {name: replace(estimate, n_slides=n_slides) for name, estimate in found.items()}
+    named = {name: replace(estimate, n_slides=n_slides) for name, estimate in found.items()}
+    return where_all_agree(named, rows[0])
 
 
 def difference_over_repeats(
@@ -62,9 +62,13 @@ def difference_over_repeats(
     common = [on_same_slides(*pair) for pair in pairs]
     if len(common) == 1:
         return paired_difference(*common[0], level=level, resamples=resamples, seed=seed)
-    firsts, seconds = ([_at(pair[place], level) for pair in common] for place in (0, 1))
+    firsts, seconds = ([at_level(pair[place], level) for pair in common] for place in (0, 1))
     found = bootstrap_differences(
-        subtracted(_mean_of(firsts), _mean_of(seconds)), *_patients(firsts), resamples=resamples, seed=seed
+        subtracted(_mean_of(firsts), _mean_of(seconds)),
+        *_patients(firsts),
+        resamples=resamples,
+        seed=seed,
+        reasons=_in_every(seconds) | _in_every(firsts),
     )
     n_slides = len({slide for pair in common for slide in pair[0].slide_ids})
     return {
@@ -73,8 +77,10 @@ def difference_over_repeats(
     }
 
 
-def _at(predictions: Predictions, level: Level) -> Predictions:
-    return by_patient(predictions) if level == "patient" else predictions
+def _in_every(rows: Sequence[Predictions]) -> dict[str, str]:
+    """Why figures are not defined in any drawing, or have no interval."""
+    first, *others = map(reasons_for_none, rows)
+    return {name: reason for name, reason in first.items() if all(name in other for other in others)}
 
 
 def _patients(rows: Sequence[Predictions]) -> tuple[list[str], list[str]]:

@@ -9,8 +9,9 @@ import numpy as np
 from feature_extraction.files import read_json
 from mil.labels import ONE_CLASS
 from mil.metrics.across_folds import FEWEST_FOLDS, AcrossFolds, across_folds
+from mil.metrics.bootstrap import RESAMPLES
 from mil.metrics.classification import METRICS, RECALL
-from mil.metrics.intervals import RESAMPLES, Estimate, Level
+from mil.metrics.intervals import Estimate, Level
 from mil.report.methods import folds_of_split, named_groups, shots_text
 from mil.report.tested import patients_of_parts, pooled_figures
 from mil.runs import Run

@@ -10,7 +10,8 @@ from mil.cohort import is_missing, listed, read_rows
 from mil.confounding import Confounding, confounding
 from mil.feature_folder import FeatureFolder, load_bags
 from mil.labels import ONE_CLASS
-from mil.metrics.intervals import RESAMPLES, Difference
+from mil.metrics.bootstrap import RESAMPLES
+from mil.metrics.differences import Difference
 from mil.report.methods import SPLIT_FIELDS, Method, identity_of, shots_text
 from mil.report.page import Table
 from mil.report.pooled import PREDICTIONS

@@ -8,7 +8,8 @@ from pathlib import Path
 from feature_extraction.errors import InputError
 from mil.cohort import listed
 from mil.metrics.across_folds import AcrossFolds
-from mil.metrics.intervals import LEVELS, RESAMPLES, Estimate, Level
+from mil.metrics.bootstrap import RESAMPLES
+from mil.metrics.intervals import LEVELS, Estimate, Level
 from mil.report.accounts import Accounts, accounts_of
 from mil.report.comparisons import Comparison, compare
 from mil.report.controls import Control, controls_of

@@ -10,7 +10,8 @@ from jaxtyping import Float64, Int
 from feature_extraction.errors import InputError
 from mil.cohort import is_missing, listed, read_rows
 from mil.labels import NUMBER, ONE_CLASS, SEVERAL_CLASSES, TIME_TO_EVENT, has_and_unknown, time_and_event
-from mil.metrics.intervals import LEVELS, RESAMPLES, Estimate, Figures, Level, bootstrap_figures
+from mil.metrics.bootstrap import RESAMPLES, Figures
+from mil.metrics.intervals import LEVELS, Estimate, Level, bootstrap_figures
 from mil.metrics.multilabel import weighted_multilabel
 from mil.metrics.ordinal import weighted_ordinal
 from mil.metrics.regression import weighted_regression

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from mil.metrics.classification import Predictions
+from mil.metrics.shares import share_interval
 from mil.palette import COLOURS, INK, LINE, SOFT
 from mil.report.canvas import (
     MARKERS,
@@ -19,7 +20,6 @@ from mil.report.methods import Method
 from mil.report.page import Figure
 from mil.report.trusted import MethodTrust, Trusted
 from mil.trust.referral import COVERAGE, risk_coverage
-from mil.trust.shares import share_interval
 
 RELIABILITY_GROUPS = 5
 LEAST_COVERAGE = 0.2

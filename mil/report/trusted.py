@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mil.metrics.bootstrap import RESAMPLES
 from mil.metrics.classification import Predictions, by_patient
-from mil.metrics.intervals import RESAMPLES, Estimate, bootstrap_interval
+from mil.metrics.intervals import Estimate, bootstrap_interval
 from mil.report.methods import Method
 from mil.report.pooled import labelled_predictions
 from mil.trust.by_other_folds import (

@@ -10,7 +10,7 @@ from scipy.stats import beta, betabinom
 from feature_extraction.errors import InputError
 from mil.cohort import listed
 from mil.metrics.classification import Predictions, by_patient
-from mil.trust.shares import share_interval
+from mil.metrics.shares import share_interval
 
 Score = Literal["lac", "aps"]
 ALPHA = 0.1

@@ -7,11 +7,14 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 from feature_extraction.errors import InputError
+from mil.metrics.bootstrap import RESAMPLES
 from mil.metrics.classification import Predictions, by_patient
-from mil.metrics.intervals import RESAMPLES, bootstrap_figures
-from mil.trust.shares import share_interval
+from mil.metrics.intervals import bootstrap_figures
+from mil.metrics.shares import share_interval
 
 COVERAGE = 0.8
+WITHOUT_WIDTH = 1e-9
+"""An interval of draws that all agree: everybody is right, or nobody."""
 NO_CLASS_FITS, SEVERAL_FIT = "no class fits", "several classes fit"
 
 
@@ -126,9 +129,11 @@ def accuracy_at_coverage(
 
     classes = [patients.classes[label] for label in patients.labels]
     found = bootstrap_figures(figures, patients.patient_ids, classes, resamples=resamples, seed=seed)["accuracy"]
-    return SelectiveAccuracy(
-        coverage=coverage, value=found.value, low=found.low, high=found.high, n_patients=found.n_patients
-    )
+    low, high = found.low, found.high
+    if found.high - found.low < WITHOUT_WIDTH:
+        n_kept = int(coverage * found.n_patients)
+        low, high = share_interval(round(found.value * n_kept), n_kept)
+    return SelectiveAccuracy(coverage=coverage, value=found.value, low=low, high=high, n_patients=found.n_patients)
 
 
 def referrals(

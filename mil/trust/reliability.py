@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mil.metrics.classification import ECE_BINS, Predictions, by_patient, top_bins
-from mil.trust.shares import share_interval
+from mil.metrics.shares import share_interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

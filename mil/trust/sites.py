@@ -13,16 +13,10 @@ from sklearn.preprocessing import StandardScaler
 
 from feature_extraction.errors import InputError
 from mil.cohort import listed
+from mil.metrics.bootstrap import RESAMPLES
 from mil.metrics.classification import Predictions
-from mil.metrics.intervals import (
-    RESAMPLES,
-    Difference,
-    Estimate,
-    Level,
-    bootstrap_interval,
-    on_same_slides,
-    paired_difference,
-)
+from mil.metrics.differences import Difference, on_same_slides, paired_difference
+from mil.metrics.intervals import Estimate, Level, bootstrap_interval
 
 MOST_FOLDS = 5
 FEWEST_PATIENTS = 2
@@ -98,7 +92,7 @@ def leave_site_out_gap(
 ) -> dict[str, Difference]:
     """What a new site costs: figures of folds that mix sites minus those of folds that leave a site out.
 
-    Both on the same slides and drawn patients (`mil.metrics.intervals.paired_difference`); of accuracy or AUC, above
+    Both on the same slides and drawn patients (`mil.metrics.differences.paired_difference`); of accuracy or AUC, above
     0 says that the model leans on sites that it knows.
 
     Args:
