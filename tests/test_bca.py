@@ -169,6 +169,7 @@ def test_a_rare_class_is_as_certain_among_many_patients_as_among_few(others: int
     found = bootstrap_figures(recall, ids, [str(one) for one in strata])["recall"]
     alone = bootstrap_figures(lambda w: {"recall": w @ values[:25] / 25}, ids[:25], [""] * 25)["recall"]
     assert (found.low, found.high) == pytest.approx((alone.low, alone.high), abs=0.05)
+    assert (leaving(strata).of_stratum == 0).sum() == 25
 
 
 def test_groups_tell_of_the_skewness_as_single_patients_do(monkeypatch: pytest.MonkeyPatch) -> None:

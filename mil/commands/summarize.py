@@ -103,7 +103,6 @@ def _notes(summary: Summary, *, resamples: int) -> list[str]:
         "Figures are of test slides that the run had not seen, pooled over folds; seeds are averaged per slide.",
         f"Intervals are 95 % BCa intervals at the levels of t, of {resamples} resamples of patients within each class.",
         "Of shares that are 0 or 1 they are score intervals of as many patients.",
-        "Any other interval without a width says that these patients agree, and nothing of others.",
         "Methods stand in the order of shots, then name. Nothing is sorted or chosen by a test result.",
     ]
 
