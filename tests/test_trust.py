@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from feature_extraction.errors import InputError
 from mil.metrics.classification import Predictions, by_patient, slide_metrics
+from mil.metrics.shares import share_interval
 from mil.trust.by_other_folds import calibrated_by_other_folds, patients_of_folds
 from mil.trust.out_of_distribution import (
     background_share,
@@ -147,6 +148,23 @@ def test_the_interval_of_the_surest_is_about_that_of_a_loop_over_drawn_patients(
         surest = chosen[np.argsort(-top[chosen])][:150]
         drawn.append(is_right[surest].mean())
     assert (found.low, found.high) == pytest.approx(np.quantile(drawn, (0.025, 0.975)), abs=0.02)
+
+
+def test_patients_are_drawn_within_their_class_and_stay_with_their_weights() -> None:
+    """One class always right and surest, the other always wrong: no draw within classes changes the accuracy."""
+    generator = np.random.default_rng(1)
+    labels = generator.permutation((np.arange(50) >= 40).astype(int))
+    top = np.where(labels == 0, 0.9, 0.6)
+    rows = Predictions(
+        slide_ids=tuple(f"s{place}" for place in range(50)),
+        patient_ids=tuple(f"p{place}" for place in range(50)),
+        classes=("x", "y"),
+        labels=labels,
+        probabilities=np.stack([top, 1 - top], axis=1),
+    )
+    found = accuracy_at_coverage(rows, coverage=1.0)
+    assert found.value == 0.8
+    assert (found.low, found.high) == share_interval(40, 50)
 
 
 def test_the_surest_without_an_error_have_the_score_interval_of_as_many_patients() -> None:
