@@ -50,6 +50,14 @@ def install() -> None:
             raise NoChromiumError(f"apt-get {words[0]} failed: {done.stderr.strip()[-300:]}")
 
 
+class LeftPageError(AssertionError):
+    """The page was left for another one before it answered."""
+
+
+LEFT_PAGE = ("Inspected target navigated or closed", "Execution context was destroyed", "Cannot find context")
+"""How Chromium says so."""
+
+
 class Browser:
     """The other end of Chromium's pipe."""
 
@@ -70,7 +78,9 @@ class Browser:
         while True:
             answer = self._next(end - time.monotonic(), method)
             if answer.get("id") == number:
-                assert "error" not in answer, f"{method}: {answer['error']}"
+                if "error" in answer:
+                    kind = LeftPageError if str(answer["error"]["message"]).startswith(LEFT_PAGE) else AssertionError
+                    raise kind(f"{method}: {answer['error']}")
                 return answer["result"]
             self.events.append(answer)
 
@@ -116,8 +126,14 @@ class Page:
         return answer["result"].get("value")
 
     def until(self, condition: str) -> None:
-        """Wait until an expression is true."""
-        bounded.until(lambda: self.run(f"Boolean({condition})"), pause=0.03)
+        """Wait until an expression is true, on this page or on the one that it is being left for."""
+
+        def is_so() -> bool:
+            with contextlib.suppress(LeftPageError):
+                return bool(self.run(f"Boolean({condition})"))
+            return False
+
+        bounded.until(is_so, pause=0.03)
 
     def settled(self, script: str) -> object:
         """The value of an expression once it stays the same: after a movement."""

@@ -98,7 +98,7 @@ def test_the_leave_site_out_gap_is_the_paired_difference_on_common_slides() -> N
     )
     assert gap.estimate.value == pytest.approx(expected)
     assert gap.estimate.low > 0
-    with pytest.raises(InputError, match="same labels"):
+    with pytest.raises(InputError, match="same patients and labels"):
         leave_site_out_gap(mixed, replace(mixed, labels=(mixed.labels + 1) % 3))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from chromium import Page, browser_fixture, page_fixture  # noqa: F401 - found by pytest
+from chromium import LeftPageError, Page, browser_fixture, page_fixture  # noqa: F401 - found by pytest
 from test_viewer_server import Server
 from viewer_files import (  # noqa: F401 - the fixture is found by pytest
     CLASSES,
@@ -62,6 +62,14 @@ def test_what_the_page_must_not_load_is_stopped_by_its_policy(page: Page, maps: 
         return [heard.includes('connect-src'), heard.includes('img-src'), globalThis.ran === undefined]; })()"""
     assert page.run(blocked) == [True, True, True]
     assert not [url for url in page.requests() if url.startswith("http") and "127.0.0.1:9" not in url]
+
+
+def test_a_page_that_is_left_before_it_answers_is_waited_for(page: Page, maps: Maps):
+    """Of the tests' own browser: a wait that begins on one page goes on upon the next."""
+    page.open((maps.viewer / "index.html").as_uri())
+    with pytest.raises(LeftPageError):
+        page.run(f"new Promise(() => {{ location.href = {json.dumps(maps.url('S1'))} }})")
+    page.until("document.getElementById('slide_id') && stage.isReady")
 
 
 def test_a_name_with_markup_is_shown_as_text(page: Page, maps: Maps):
